@@ -1,0 +1,43 @@
+"""Floor 5: the papers' claims as experiments, and their published results.
+
+A paper's file here gives `NEEDS` (the columns a user's own pairs must have, or None),
+`data(scale, pairs=None) -> Pairs` (the corpus with features; `pairs` are a user's own)
+and `claims(pairs, scale) -> list[Claim]`.
+"""
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from alignkit.claims.claim import Arm, Claim, Condition, Null, Reported, Trained
+from alignkit.claims.results import Result, code_hash, load, scoreboard, stored
+from alignkit.claims.runner import SEEDS, Runs, run
+
+__all__ = ["SEEDS", "Arm", "Claim", "Condition", "Null", "Reported", "Result", "Runs",
+           "SCALES", "Trained", "code_hash", "load", "paper", "rerun", "run",
+           "scoreboard", "slugs", "stored"]
+
+SCALES = ("tiny", "small", "gpu", "full")
+_SHARED = {"__init__", "claim", "results", "runner"}
+
+
+def slugs() -> list[str]:
+    """The papers whose claims can be re-run."""
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(f.stem.replace("_", "-") for f in files if f.stem not in _SHARED)
+
+
+def paper(slug: str) -> ModuleType:
+    """The claims file of a paper. Raises ValueError for an unknown slug."""
+    if slug not in slugs():
+        raise ValueError(f"slug must be one of {', '.join(slugs())}, got {slug!r}")
+    return import_module(f"alignkit.claims.{slug.replace('-', '_')}")
+
+
+def rerun(slug: str, claims: Sequence[Claim]) -> Runs:
+    """Runs with the published tuning: `rerun(…).figures(claim, seed)` is what the
+    published run computed for that seed."""
+    tuned = {arm: change for result in stored(slug)
+             for arm, change in result.settings["tuned"].items()}
+    return Runs(claims, tuned)

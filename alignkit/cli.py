@@ -1,0 +1,143 @@
+"""The `alignkit` command."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+COMMANDS = {
+    "tour": "fetch, run the first notebook, show its claim: start here",
+    "list": "the papers whose claims can be re-run",
+    "reproduce": "re-run a paper's claims: alignkit reproduce SLUG",
+    "scoreboard": "the published verdicts as a table",
+    "features": "fill the feature cache for the default corpora",
+    "doctor": "what is installed, cached and missing, and how to mend it",
+    "student": "write the student version of the notebooks: alignkit student DIR",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; 0 if it went well, 1 with one clear line if not."""
+    args = _parser().parse_args(argv)
+    from alignkit.versions import mismatch
+
+    if args.command != "doctor" and (found := mismatch()):
+        print(found, file=sys.stderr)
+        return 1
+    try:
+        return globals()[f"_{args.command}"](args) or 0
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"alignkit {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="alignkit", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made = {name: commands.add_parser(name, help=text, description=text)
+            for name, text in COMMANDS.items()}
+    reproduce = made["reproduce"]
+    reproduce.add_argument("slug", help="a paper, e.g. from `alignkit list`")
+    reproduce.add_argument("--scale", default="small", choices=("tiny", "small", "gpu", "full"))
+    reproduce.add_argument("--seeds", type=int, default=8, help="paired seeds, 5 at least")
+    reproduce.add_argument("--pairs", type=Path,
+                           help="your own: a CSV with columns image,caption, a folder of "
+                                "pictures and .txt files, or a folder of Pairs.save")
+    reproduce.add_argument("--out", type=Path, default=Path("alignkit-results"),
+                           help="folder for the result files")
+    made["student"].add_argument("folder", type=Path)
+    return parser
+
+
+def _tour(args) -> None:
+    from alignkit.course.tour import tour
+
+    tour()
+
+
+def _list(args) -> None:
+    from alignkit.claims import SCALES, paper, slugs, stored
+
+    for slug in slugs():
+        verdicts = ", ".join(f"{r.claim}: {r.verdict}" for r in stored(slug)) or "not run"
+        pairs = "takes --pairs" if paper(slug).NEEDS else "no pairs of your own"
+        print(f"{slug:16} {pairs}; scales {', '.join(SCALES)}; {verdicts}")
+
+
+def _reproduce(args) -> None:
+    from alignkit.claims import code_hash, paper, run
+    from alignkit.data.fetch import cache_dir
+
+    module = paper(args.slug)
+    if args.pairs and not module.NEEDS:
+        raise ValueError(f"--pairs: {args.slug} takes no image–text pairs")
+    started = time.perf_counter()
+    pairs = module.data(args.scale, _own_pairs(args.pairs) if args.pairs else None)
+    claims = module.claims(pairs, args.scale)
+    print(pairs.describe())
+    print(f"{len(claims)} claims, {args.seeds} paired seeds, scale {args.scale}; features "
+          f"took {time.perf_counter() - started:.0f} s")
+    _say_estimate(claims, args.seeds)
+    key = f"{args.slug}-{args.scale}-{args.seeds}-{code_hash(args.slug)[:8]}"
+    work = cache_dir() / "runs" / f"{key}-{pairs.provenance.hash[:8]}"
+    for result in run(args.slug, claims, pairs, args.scale, seeds=range(args.seeds), work=work):
+        print(f"\n{result}\n  written to  {result.save(args.out)}")
+
+
+def _say_estimate(claims, seeds: int) -> None:
+    """Time and memory before the run: a step of each arm, its runs counted once."""
+    from alignkit.training import estimate
+
+    arms = {name: (claim, arm) for claim in claims for name, arm in claim.arms.items()
+            if claim.differs != "inference" or name == claim.baseline}
+    seconds, memory = 0.0, 0
+    for claim, arm in arms.values():
+        splits = arm.data(0)
+        cost = estimate(arm.build(splits), splits.train, claim.budget)
+        seconds += cost.seconds * (2 * seeds + len(claim.grid))
+        memory = max(memory, cost.weights + cost.optimizer + cost.saved)
+    print(f"estimate: {len(arms)} arms, about {seconds / 60:.1f} minutes of training and "
+          f"{memory / 2**20:.0f} MiB a run beside the data")
+
+
+def _own_pairs(path: Path):
+    from alignkit.data import Pairs
+
+    if (path / "pairs.json").is_file():
+        return Pairs.load(path)
+    return Pairs.from_folder(path) if path.is_dir() else Pairs.from_table(path)
+
+
+def _scoreboard(args) -> None:
+    from alignkit.claims import scoreboard
+
+    print(scoreboard())
+
+
+def _features(args) -> None:
+    from alignkit.claims import paper, slugs
+
+    for slug in slugs():
+        print(f"features for {slug}")
+        paper(slug).data("small")
+        paper(slug).data("tiny")
+
+
+def _doctor(args) -> int:
+    from alignkit.course.doctor import doctor
+
+    return doctor()
+
+
+def _student(args) -> None:
+    from alignkit.course.notebook import student_folder
+
+    for path in student_folder(args.folder):
+        print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

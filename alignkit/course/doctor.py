@@ -1,0 +1,44 @@
+"""What is installed, what is cached, what is missing, and the one command that mends it."""
+
+import platform
+from importlib.metadata import requires
+
+from alignkit.data.fetch import cache_dir, state
+from alignkit.versions import installed, mismatch
+
+INSTALL = 'pip install -e ".[course]" -c constraints.txt'
+
+
+def doctor() -> int:
+    """Print the state of this machine; 0 if all is well, 1 with the mending command."""
+    mend = []
+    print(f"python {platform.python_version()} on {platform.platform()}")
+
+    wanted = [line.partition(";") for line in requires("alignkit") or []]
+    for part in ("", "course", "test"):
+        names = [_name(spec) for spec, _, marker in wanted
+                 if (f'extra == "{part}"' in marker if part else not marker)]
+        have = {name: installed(name) for name in names}
+        print(f"{part or 'core'}: " + ", ".join(f"{n} {v or 'MISSING'}"
+                                                for n, v in have.items()))
+        if part != "test" and None in have.values():
+            mend.append(INSTALL)
+    if found := mismatch():
+        print(found)
+        mend.append(found.split("mend it with: ")[-1])
+
+    print(f"cache: {cache_dir()}")
+    for name, what, size in state():
+        print(f"  {name:20} {what:8} {size / 1e6:7.1f} MB")
+        if what != "cached":
+            mend.append("alignkit features")
+    features = [p for p in (cache_dir() / "features").rglob("*") if p.is_file()]
+    print(f"  {'features':20} {len(features)} files {sum(p.stat().st_size for p in features) / 1e6:.1f} MB")
+    if not features:
+        mend.append("alignkit features")
+    print("all is well" if not mend else f"mend it with: {mend[0]}")
+    return 1 if mend else 0
+
+
+def _name(spec: str) -> str:
+    return spec.split(">")[0].split("=")[0].split("<")[0].split("[")[0].strip()

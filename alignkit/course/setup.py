@@ -1,0 +1,87 @@
+"""The one call of a notebook's set-up cell."""
+
+import logging
+import os
+import platform
+import random
+import warnings
+
+from .. import versions
+from .frontend import interactive
+from .plots import style
+
+# Known, harmless, and on stderr, where nbval would take them for a failure.
+HARMLESS = (
+    ".*IProgress not found.*",  # tqdm without ipywidgets
+    ".*'pin_memory' argument is set as true but.*",  # a loader on a machine without GPU
+    ".*Failed to load image Python extension.*",  # torchvision's optional codecs
+    r".*Glyph \d+ .* missing from.*",  # a caption in a script that the font lacks
+    ".*torchaudio.*deprecated.*",
+    ".*resource_tracker: There appear to be.*",
+)
+
+
+def setup(seed: int = 0, threads: int = 1) -> None:
+    """Make the session repeatable and quiet, and print one line that describes it.
+
+    Seeds random, numpy and torch, fixes the number of threads, sets the look of all
+    figures and silences known warnings; progress bars are switched off where nobody
+    watches.
+
+    Raises:
+        ValueError: threads below 1.
+        RuntimeError: torch, torchvision and torchaudio do not fit one another.
+    """
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    problem = versions.mismatch()
+    if problem:
+        raise RuntimeError(problem)
+    _quiet()
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes started from here
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(threads)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    style()
+    print(environment(threads))
+
+
+def environment(threads: int) -> str:
+    """One line: versions, threads, device."""
+    import torch
+
+    names = ("alignkit", "torch", "torchvision", "torchaudio", "numpy")
+    numbers = [f"{name} {versions.installed(name)}" for name in names]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    count = "1 thread" if threads == 1 else f"{threads} threads"
+    return " · ".join([f"Python {platform.python_version()}", *numbers, count, device])
+
+
+def _quiet() -> None:
+    for message in HARMLESS:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not interactive():
+        _no_progress_bars()
+
+
+def _no_progress_bars() -> None:
+    """A bar writes to stderr or leaves a widget view in the file: none, anywhere."""
+    from tqdm import std
+
+    start = std.tqdm.__init__
+    if start.__name__ == "silent":
+        return
+
+    # TQDM_DISABLE would be read at import, which may have been long ago, and the
+    # notebook's bar overrules it with disable=False.
+    def silent(self, *args, **settings) -> None:
+        start(self, *args, **(settings | {"disable": True}))
+
+    std.tqdm.__init__ = silent

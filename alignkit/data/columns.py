@@ -1,0 +1,157 @@
+"""What a column of `Pairs` can be: a tensor, tokens with a mask, lazy pictures or
+sounds, or a list of texts; and the three things done to any of them."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tokens(NamedTuple):
+    """A sequence a row: `values` [n, t, d] float or [n, t] long, `mask` [n, t] bool.
+
+    `mask` is True on real tokens and False on padding.
+    """
+
+    values: Tensor
+    mask: Tensor
+
+
+class Lazy:
+    """Pictures or sounds that are read when they are asked for.
+
+    `sources` are paths or small descriptions (one a row); `read(source)` gives a PIL
+    RGB image (`kind="picture"`) or `(waveform [t], rate in Hz)` (`kind="sound"`).
+    """
+
+    def __init__(self, sources: Sequence, read: Callable, kind: str = "picture"):
+        if kind not in ("picture", "sound"):
+            raise ValueError(f"kind must be 'picture' or 'sound', got {kind!r}")
+        self.sources, self.read, self.kind = list(sources), read, kind
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, row: int):
+        return self.read(self.sources[row])
+
+    def __iter__(self) -> Iterator:
+        return (self.read(source) for source in self.sources)
+
+
+Column = Tensor | Tokens | Lazy | list
+RESERVED = ("ids", "item", "present", "labels")  # keys of a batch
+
+
+def length(column: Column) -> int:
+    """Number of rows."""
+    return len(column.values if isinstance(column, Tokens) else column)
+
+
+def take(column: Column, rows: Tensor) -> Column:
+    """The rows `rows` [m] (long) of a column, in that order."""
+    if isinstance(column, Tokens):
+        return Tokens(column.values[rows], column.mask[rows])
+    if isinstance(column, Lazy):
+        picked = [column.sources[i] for i in rows.tolist()]
+        return Lazy(picked, column.read, column.kind)
+    if isinstance(column, Tensor):
+        return column[rows]
+    return [column[i] for i in rows.tolist()]
+
+
+def parent(name: str, columns: Mapping[str, Column]) -> str | None:
+    """The column that the feature `name` is made of, if any.
+
+    Features are tensors and tokens named after it (`image_features` after `image`); a
+    text, picture or sound is never made of another one (`text_de` stands by `text`).
+    """
+    if not isinstance(columns[name], Tensor | Tokens):
+        return None
+    return max((c for c in columns if name.startswith(f"{c}_")), key=len, default=None)
+
+
+def made_of(name: str, columns: Mapping[str, Column]) -> list[str]:
+    """The column `name`, the features made of it, and those made of these."""
+    found = [name]
+    for column in sorted(columns, key=len):  # a parent's name is shorter
+        if parent(column, columns) in found:
+            found.append(column)
+    return found
+
+
+def whole_numbers(name: str, values) -> Tensor:
+    """`values` [n] as a long tensor. Raises TypeError naming the argument."""
+    try:
+        values = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{name} needs whole numbers, one a row; give each name a number first "
+            "(sorted(set(names)).index) and keep the names in label_names"
+        ) from None
+    if values.is_floating_point() and not torch.equal(values, values.round()):
+        raise TypeError(f"{name} needs whole numbers, got {values.dtype}")
+    return values.long()
+
+
+def check_column(name: str, column: Column) -> None:
+    """Refuse what cannot be a column, by name."""
+    if not name.isidentifier() or name in RESERVED:
+        raise ValueError(
+            f"column {name!r}: a name is letters, digits and _, and not one of "
+            f"{', '.join(RESERVED)}"
+        )
+    if isinstance(column, Tokens):
+        values, mask = column
+        if not isinstance(values, Tensor) or not isinstance(mask, Tensor):
+            raise TypeError(f"column {name!r}: tokens need two tensors")
+        if mask.dtype != torch.bool or values.shape[:2] != mask.shape:
+            raise ValueError(
+                f"column {name!r}: tokens need values [n, t, …], a bool mask [n, t]; "
+                f"got {tuple(values.shape)} and {mask.dtype} {tuple(mask.shape)}"
+            )
+        if values.is_floating_point() and not torch.isfinite(values[mask]).all():
+            raise ValueError(f"column {name!r}: a real token is not finite")
+    elif isinstance(column, Tensor):
+        if column.dim() == 0:
+            raise ValueError(f"column {name!r}: a tensor needs rows, got a scalar")
+        if column.is_floating_point() and not torch.isfinite(column).all():
+            bad = ~torch.isfinite(column).reshape(len(column), -1).all(1)
+            row = int(bad.nonzero()[0])
+            raise ValueError(
+                f"column {name!r}: row {row} is not finite; drop it or mark it missing "
+                "with present={…} and zeros"
+            )
+    elif isinstance(column, list):
+        for row, text in enumerate(column):
+            if not isinstance(text, str):
+                raise TypeError(
+                    f"column {name!r}: row {row} is {text!r}, a list holds texts; "
+                    "pictures and sounds go into Lazy, numbers into a tensor"
+                )
+    elif not isinstance(column, Lazy):
+        raise TypeError(
+            f"column {name!r} must be a tensor, Tokens, Lazy or a list of texts, "
+            f"got {type(column).__name__}"
+        )
+
+
+def digest(column: Column) -> str:
+    """sha256 (hex) of a column's content; for pictures and sounds, of the files' bytes
+    where the sources are files, otherwise of their descriptions."""
+    sha = hashlib.sha256()
+    for part in column if isinstance(column, Tokens) else (column,):
+        if isinstance(part, Tensor):
+            sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            sha.update(part.detach().cpu().contiguous().view(torch.uint8).numpy())
+        elif isinstance(part, Lazy):
+            for source in part.sources:
+                is_file = isinstance(source, Path) and source.is_file()
+                sha.update(source.read_bytes() if is_file else repr(source).encode())
+        else:
+            for text in part:
+                sha.update(f"{len(text)}:{text}".encode())
+    return sha.hexdigest()

@@ -1,0 +1,161 @@
+"""A user's own pictures and captions, from a CSV table or a folder: read, checked line
+by line, and refused with the line's number where something is wrong."""
+
+import csv
+import hashlib
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageOps
+from tqdm.auto import tqdm
+
+MAX_PIXELS = 80_000_000
+ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class Table(NamedTuple):
+    """Rows of a table: one caption each; rows of one picture share an `item`."""
+
+    pictures: list[Path]
+    captions: list[str]
+    item: list[int]
+    ids: list[str]
+
+
+class _Row(NamedTuple):
+    where: str  # file and line, as errors name them
+    line: int
+    picture: Path
+    caption: str
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture as RGB, upright; transparency is laid on white.
+
+    Raises ValueError for a file that is not a picture, is truncated or too large.
+    """
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height <= MAX_PIXELS:
+                return _as_rgb(picture)
+            size = f"{picture.width} × {picture.height} pixels"
+    except FileNotFoundError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        size = str(error)
+    except Exception as error:  # Pillow's readers raise anything on damaged files
+        raise ValueError(f"{path}: not a picture that Pillow reads: {error}") from None
+    raise ValueError(f"{path} is too large ({size}): make it smaller, {MAX_PIXELS:,} "
+                     "pixels in all are read at most")
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    picture.load()
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16 bits a pixel; Pillow would cut, not scale
+        picture = picture.point(lambda value: value * (1 / 256)).convert("L")
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture.copy()
+    layer = picture.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def read_table(path: Path, image: str, caption: str) -> Table:
+    """Read a CSV with a header; see `Pairs.from_table` for what is raised."""
+    if not path.is_file():
+        raise FileNotFoundError(f"table {path}: no such file")
+    lines = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
+    rows = []
+    try:
+        header = lines.fieldnames or []
+        for name in (image, caption):
+            if header.count(name) != 1:
+                raise ValueError(
+                    f"{path} line 1: {header.count(name)} columns are called {name!r}, "
+                    f"one is needed; there are {', '.join(map(repr, header)) or 'none'}"
+                )
+        for line in lines:
+            where = f"{path} line {lines.line_num}"
+            if None in line or None in line.values():
+                raise ValueError(f"{where}: {len(header)} columns are needed; put "
+                                 "quotes round a caption that holds a comma")
+            name = line[image].strip()
+            if not name:
+                raise ValueError(f"{where}: column {image!r} names no picture")
+            rows.append(_Row(where, lines.line_num, path.parent / name,
+                             line[caption].strip()))
+    except csv.Error as error:
+        raise ValueError(f"{path} line {lines.reader.line_num}: {error}") from None
+    return _check(path, rows)
+
+
+def read_folder(folder: Path) -> Table:
+    """Every picture of `folder` that has a text file of its name, a caption a line."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder {folder}: no such folder")
+    pictures = sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS)
+    if not pictures:
+        raise ValueError(f"{folder} holds no picture ({', '.join(sorted(ENDINGS))})")
+    rows = []
+    for picture in pictures:
+        notes = picture.with_suffix(".txt")
+        if not notes.is_file():
+            raise FileNotFoundError(f"{picture} has no caption file {notes.name}")
+        captions = _read_text(notes).splitlines()
+        if not any(c.strip() for c in captions):
+            raise ValueError(f"{notes}: no caption in it")
+        rows += [_Row(f"{notes} line {i}", i, picture, c.strip())
+                 for i, c in enumerate(captions, 1) if c.strip()]
+    return _check(folder, rows)
+
+
+def _read_text(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path} line {line}: not UTF-8: save it as UTF-8") from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise ValueError(f"{path} line {line}: a NUL byte; this is not a text file")
+    return text
+
+
+def _check(path: Path, rows: list[_Row]) -> Table:
+    """Refuse bad rows; files of the same bytes are one item, whatever their names."""
+    if not rows:
+        raise ValueError(f"{path}: no rows")
+    content: dict[Path, str] = {}
+    seen: dict[tuple[str, str], str] = {}
+    for row in tqdm(rows, desc="reading pictures", disable=len(rows) < 1000):
+        if not row.caption:
+            raise ValueError(f"{row.where}: {row.picture.name} has an empty caption")
+        if row.picture not in content:
+            content[row.picture] = _hash_of_picture(row)
+        key = content[row.picture], row.caption
+        if key in seen:
+            raise ValueError(f"{row.where}: the same picture and caption as in "
+                             f"{seen[key]}; remove one of them")
+        seen[key] = row.where
+    numbers = {key: i for i, key in enumerate(dict.fromkeys(content.values()))}
+    return Table([row.picture for row in rows], [row.caption for row in rows],
+                 [numbers[content[row.picture]] for row in rows],
+                 [f"{row.picture.name}#{row.line}" for row in rows])
+
+
+def _hash_of_picture(row: _Row) -> str:
+    try:
+        raw = row.picture.read_bytes()
+    except OSError as error:  # missing, a folder, not allowed, a name that is too long
+        raise FileNotFoundError(
+            f"{row.where}: picture {row.picture} cannot be read ({error.strerror}); "
+            "paths are relative to the table"
+        ) from None
+    try:
+        open_picture(row.picture)
+    except ValueError as error:
+        raise ValueError(f"{row.where}: {error}") from None
+    return hashlib.sha256(raw).hexdigest()

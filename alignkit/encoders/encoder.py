@@ -1,0 +1,135 @@
+"""`Encoder`: a frozen backbone behind one function."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.data.columns import Tokens
+
+
+class Output(NamedTuple):
+    """One layer: `pooled` [b, d]; `tokens` with values [b, t, d], or None."""
+
+    pooled: Tensor
+    tokens: Tokens | None
+
+
+Run = Callable[[list, Sequence[int]], dict[int, Output]]
+
+
+@dataclass
+class Encoder:
+    """A frozen backbone: a list of inputs in, features of the asked layers out.
+
+    widths: layer -> d; -1 stands for the last layer. weights_hash and preprocessing
+    tell two encoders apart in the cache. The weights are read by `build` at the first
+    call of `encode`, so that features that are in the cache cost no model.
+    """
+
+    name: str
+    modality: str  # "image", "text" or "any"
+    widths: dict[int, int | None]  # None: known after the first call
+    weights_hash: str
+    preprocessing: str
+    build: Callable[[], Run] = field(repr=False)
+    _run: Run | None = field(default=None, init=False, repr=False)
+
+    def layer(self, k: int) -> int:
+        """The layer number that `k` (≥ 0, or −1 for the last) stands for."""
+        if k != -1 and k not in self.widths:
+            raise ValueError(
+                f"layers: {self.name} has layers 0 … {max(self.widths)} (or -1 for the "
+                f"last), got {k}"
+            )
+        return max(self.widths) if k == -1 else k
+
+    def start(self) -> None:
+        """Read the weights now rather than at the first call."""
+        if self._run is None:
+            self._run = self.build()
+
+    def outputs(
+        self, inputs: list, layers: Sequence[int] = (-1,), tokens: bool = False
+    ) -> dict[int, Output]:
+        """Asked layer -> pooled features and (tokens=True) tokens, float32 on the CPU.
+
+        Raises ValueError for a layer that is not there or an encoder without tokens.
+        """
+        wanted = {k: self.layer(k) for k in layers}
+        self.start()
+        with torch.inference_mode():
+            found = self._run(inputs, sorted(set(wanted.values())))
+        if tokens and any(output.tokens is None for output in found.values()):
+            raise ValueError(f"tokens: {self.name} gives pooled features only")
+        plain = {k: Output(_plain(out.pooled), Tokens(*map(_plain, out.tokens))
+                           if tokens else None) for k, out in found.items()}
+        self.widths.update({k: out.pooled.shape[1] for k, out in plain.items()})
+        return {k: plain[real] for k, real in wanted.items()}
+
+    def encode(
+        self, inputs: list, layers: Sequence[int] = (-1,), tokens: bool = False
+    ) -> dict[int, Tensor | Tokens]:
+        """Asked layer -> pooled features [b, d], or its `Tokens` when tokens=True.
+
+        Raises as `outputs` does.
+        """
+        found = self.outputs(inputs, layers, tokens)
+        return {k: out.tokens if tokens else out.pooled for k, out in found.items()}
+
+
+def _plain(x: Tensor) -> Tensor:
+    # Copied outside inference mode: autograd refuses inference tensors.
+    return (x if x.dtype == torch.bool else x.float()).cpu().clone()
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draw initial weights from `seed`; the caller's generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed or 0)
+        yield
+
+
+def random_hash(seed: int, library: str) -> str:
+    """What fixes the weights of a random twin, without building it."""
+    return f"seed {seed}, torch {torch.__version__}, {library} {version(library)}"
+
+
+def device() -> torch.device:
+    """CUDA where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of values [b, t, d] over the tokens where mask [b, t] is True -> [b, d]."""
+    weight = mask[..., None].to(values.dtype)
+    return (values * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def as_tokens(values: Tensor, mask: Tensor | None = None) -> Tokens:
+    """Tokens of a feature map [b, d, h, w] (row by row) or of states [b, t, d].
+
+    Padding (mask False) is set to 0.
+    """
+    if values.dim() == 4:
+        values = values.flatten(2).transpose(1, 2)
+    if mask is None:
+        mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+        return Tokens(values, mask)
+    return Tokens(values * mask[..., None], mask)
+
+
+def hash_weights(model: nn.Module) -> str:
+    """sha256 (hex) over the names, types and bytes of a model's weights."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        sha.update(raw.numpy())
+    return sha.hexdigest()

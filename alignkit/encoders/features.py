@@ -1,0 +1,194 @@
+"""`load` an encoder by name; `add_features` of a column to pairs, through the cache."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from alignkit.data.columns import Lazy, Tokens, digest
+from alignkit.data.pairs import Pairs
+from alignkit.encoders import generic, image, text
+from alignkit.encoders.cache import BLOCK, Store
+from alignkit.encoders.encoder import Encoder
+
+
+def load(name: str | nn.Module, *, seed: int = 0) -> Encoder:
+    """A frozen encoder by name, or your own module.
+
+    name: `image:efficientnet-lite0` and `text:minilm` (both work offline),
+    `timm:<model>`, `hf:<id or folder>` (of CLIP `hf:<id>#image` or `#text`),
+    `random:<any of these>` for the twin of random weights drawn from `seed`, or an
+    nn.Module that maps a batch (a stacked tensor, or a list of texts or pictures) to
+    [b, d].
+
+    Raises ValueError for a name that is none of these.
+
+    Example:
+        >>> pairs = add_features(emoji(), "image", "image:efficientnet-lite0")
+        >>> pairs["image_features"].shape
+        torch.Size([1914, 1280])
+    """
+    if isinstance(name, nn.Module):
+        return generic.module(name)
+    kind, _, what = name.removeprefix("random:").partition(":")
+    twin = seed if name.startswith("random:") else None
+    if (kind, what) == ("image", "efficientnet-lite0"):
+        return image.efficientnet_lite0(twin)
+    if (kind, what) == ("text", "minilm"):
+        return text.minilm(twin)
+    if kind == "timm" and what:
+        return image.timm_model(what, twin)
+    if kind == "hf" and what:
+        return generic.hugging_face(what, twin)
+    raise ValueError(
+        f"name: {name!r} is no encoder; use image:efficientnet-lite0, text:minilm, "
+        "timm:<model>, hf:<id or folder>, random:<one of these>, or pass an nn.Module"
+    )
+
+
+def add_features(
+    pairs: Pairs,
+    column: str,
+    encoder: str | nn.Module | Encoder,
+    *,
+    layers: Sequence[int] | Literal["all"] = (-1,),
+    tokens: bool = False,
+    batch_size: int = 64,
+) -> Pairs:
+    """`pairs` with features of `column`, float32, taken from the cache where it can.
+
+    Layer −1 becomes `<column>_features` [n, d]; a layer k ≥ 0 `<column>_layer<k>`
+    ("all": every layer); tokens=True adds the last layer's `<column>_tokens`. Rows of
+    equal source are encoded once. Missing rows are zeros and stay missing.
+
+    Raises KeyError for an unknown column, ValueError for one that cannot be encoded.
+    """
+    encoder = encoder if isinstance(encoder, Encoder) else load(encoder)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    _check_column(pairs, column, encoder)
+    layers = sorted(encoder.widths) if layers == "all" else list(layers)
+    first, at = _distinct(pairs, column)
+    wanted = {f"{column}_features" if k == -1 else f"{column}_layer{k}": (k, False)
+              for k in layers}
+    if tokens:
+        wanted[f"{column}_tokens"] = (-1, True)
+    ids = json.dumps([pairs.ids[i] for i in first])
+    fields = {
+        "corpus": pairs.provenance.hash,
+        "column": column,
+        "rows": hashlib.sha256(ids.encode()).hexdigest(),
+        # Cheap, and safe where someone gave a provenance of their own.
+        "content": None if isinstance(pairs[column], Lazy) else digest(pairs[column]),
+        "encoder": [encoder.name, encoder.weights_hash, encoder.preprocessing],
+    }
+    # Keyed by what is computed, so that layer −1 and its number share one store.
+    stores = {
+        (k, is_tokens): Store(fields | {"layer": k, "tokens": is_tokens}, len(first))
+        for k, is_tokens in {(encoder.layer(k), t) for k, t in wanted.values()}
+    }
+    _fill(stores, encoder, lambda i: pairs[column][first[i]], len(first), batch_size)
+    return pairs.with_features(**{
+        name: stores[encoder.layer(k), is_tokens].read(at)
+        for name, (k, is_tokens) in wanted.items()
+    })
+
+
+def _check_column(pairs: Pairs, column: str, encoder: Encoder) -> None:
+    found = pairs[column]
+    kind = ("text" if isinstance(found, list) else "tensor" if isinstance(found, Tensor)
+            else "tokens" if isinstance(found, Tokens)
+            else "image" if found.kind == "picture" else found.kind)
+    if kind == "tokens" or encoder.modality not in ("any", kind):
+        raise ValueError(f"column {column!r} holds {kind}; {encoder.name} encodes "
+                         f"{encoder.modality}")
+    if not pairs.present[column].any():
+        raise ValueError(f"column {column!r}: every row is missing, nothing to encode")
+
+
+def _distinct(pairs: Pairs, column: str) -> tuple[list[int], Tensor]:
+    """First row of each distinct present source; place [n] of each row among them."""
+    found = pairs[column]
+    sources = found.sources if isinstance(found, Lazy) else found
+    places: dict[object, int] = {}
+    first, at = [], []
+    for row, here in enumerate(pairs.present[column].tolist()):
+        if not here:
+            at.append(-1)
+            continue
+        try:
+            source = object() if isinstance(found, Tensor) else sources[row]
+            hash(source)
+        except TypeError:
+            source = object()  # what cannot be compared stands for itself
+        if source not in places:
+            places[source] = len(first)
+            first.append(row)
+        at.append(places[source])
+    return first, torch.tensor(at)
+
+
+def _fill(stores: dict[tuple[int, bool], Store], encoder: Encoder,
+          source: Callable[[int], object], n: int, batch_size: int) -> None:
+    """Encode every block that a store lacks; one process at a time."""
+    if not any(store.missing() for store in stores.values()):
+        return
+    with ExitStack() as locks:
+        for store in sorted(stores.values(), key=lambda s: s.folder):
+            locks.enter_context(store.locked())  # in one order: no two can cross
+        # Looked up again: another process may have written while this one waited.
+        lacking = {key: set(store.missing()) for key, store in stores.items()}
+        blocks = sorted(set().union(*lacking.values()))
+        if blocks:
+            _encode(stores, lacking, blocks, encoder, source, n, batch_size)
+
+
+def _encode(stores: dict[tuple[int, bool], Store], lacking: dict[tuple, set[int]],
+            blocks: list[int], encoder: Encoder, source: Callable[[int], object],
+            n: int, batch_size: int) -> None:
+    encoder.start()
+    total = sum(min(n, (block + 1) * BLOCK) - block * BLOCK for block in blocks)
+    began, done = time.perf_counter(), 0
+    with tqdm(total=total, desc=encoder.name, unit="row", delay=2) as bar:
+        for block in blocks:
+            parts = {key: [] for key in stores if block in lacking[key]}
+            layers = sorted({k for k, _ in parts})
+            tokens = any(is_tokens for _, is_tokens in parts)
+            rows = range(block * BLOCK, min(n, (block + 1) * BLOCK))
+            for start in range(0, len(rows), batch_size):
+                inputs = [source(i) for i in rows[start:start + batch_size]]
+                found = encoder.outputs(inputs, layers, tokens)
+                for (k, is_tokens), part in parts.items():
+                    part.append(found[k].tokens if is_tokens else found[k].pooled)
+                bar.update(len(inputs))
+                done += len(inputs)
+                if done == len(inputs):  # the first batch tells how long it takes
+                    _announce(encoder, total, (time.perf_counter() - began) / done)
+            for key, part in parts.items():
+                stores[key].write(block, _join(part))
+
+
+def _announce(encoder: Encoder, total: int, seconds_a_row: float) -> None:
+    if total * seconds_a_row > 20:
+        where = "a GPU" if torch.cuda.is_available() else "CPU"
+        tqdm.write(f"{encoder.name}: {total:,} rows on {where}, about "
+                   f"{total * seconds_a_row:.0f} s, once: the features are kept",
+                   file=sys.stderr)
+
+
+def _join(parts: list) -> Tensor | Tokens:
+    """Batches as one block, tokens padded to the longest of them."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    longest = max(part.mask.shape[1] for part in parts)
+    pad = nn.functional.pad
+    return Tokens(
+        torch.cat([pad(p.values, (0, 0, 0, longest - p.mask.shape[1])) for p in parts]),
+        torch.cat([pad(p.mask, (0, longest - p.mask.shape[1])) for p in parts]))

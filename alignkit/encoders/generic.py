@@ -1,0 +1,177 @@
+"""Hugging Face models, and any module of the user's, as encoders."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.encoders.encoder import (
+    Encoder,
+    Output,
+    as_tokens,
+    device,
+    hash_weights,
+    masked_mean,
+    seeded,
+)
+from alignkit.encoders.image import to_rgb
+from alignkit.encoders.text import check_texts
+
+MAX_TOKENS = 512
+
+
+def hugging_face(source: str, seed: int | None = None) -> Encoder:
+    """A text or picture model by id or folder, through AutoModel (safetensors only).
+
+    Layer 0 is the embeddings, k the k-th block's states; every layer is pooled by the
+    mean over its tokens. Of a model with two towers (CLIP, SigLIP) name one,
+    `<id>#image` or `<id>#text`: its last layer is pooled into the common space.
+    With a seed: random weights of the same configuration.
+    Raises ValueError for a model that is neither text nor picture.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    folder, _, tower = source.partition("#")
+    config = AutoConfig.from_pretrained(folder)
+    modality = _modality(folder, tower, config)
+    if seed is None:
+        model = AutoModel.from_pretrained(folder, use_safetensors=True)
+    else:
+        with seeded(seed):
+            model = AutoModel.from_config(config)
+    model = model.float().to(device()).eval()
+    prepare, how = (_texts if modality == "text" else _pictures)(folder)
+    core, pool = model, None
+    if tower:
+        core = model.vision_model if tower == "image" else model.text_model
+        pool = model.get_image_features if tower == "image" else model.get_text_features
+
+    def layers_of(inputs: list) -> list[Output]:
+        batch = {k: v.to(device()) for k, v in prepare(inputs).items()}
+        found = core(**batch, output_hidden_states=True)
+        # The last state is taken after the final norm, where the model has one.
+        states = [*found.hidden_states[:-1], found.last_hidden_state]
+        mask = batch.get("attention_mask")
+        tokens = [as_tokens(x, None if mask is None else mask.bool()) for x in states]
+        layers = [Output(masked_mean(*t), t) for t in tokens]
+        if pool is not None:
+            common = pool(**batch)  # a tensor before transformers 5
+            layers[-1] = Output(getattr(common, "pooler_output", common), tokens[-1])
+        return layers
+
+    def run(inputs: list, layers: Sequence[int]) -> dict[int, Output]:
+        return {k: out for k, out in enumerate(layers_of(inputs)) if k in layers}
+
+    with torch.inference_mode():
+        probe = layers_of(["a"] if modality == "text" else [_white()])
+    return Encoder(
+        name="random:" * (seed is not None) + f"hf:{source}",
+        modality=modality,
+        widths={k: output.pooled.shape[1] for k, output in enumerate(probe)},
+        weights_hash=hash_weights(model),
+        preprocessing=f"{how}; 1",
+        build=lambda: run,
+    )
+
+
+def module(model: nn.Module) -> Encoder:
+    """Any module: model(batch) -> [b, d], batch a stacked tensor or a list of inputs.
+
+    It runs where its weights are, in eval mode, and gets its own mode back. The cache
+    tells modules apart by weights, structure, plain attributes and the code of their
+    methods, not by functions they call.
+    """
+    own = "\n".join(_describe(m) for m in model.modules())
+
+    def run(inputs: list, layers: Sequence[int]) -> dict[int, Output]:
+        batch = inputs
+        if all(isinstance(x, Tensor) for x in inputs):
+            weights = [*model.parameters(), *model.buffers()]
+            batch = torch.stack(inputs).to(weights[0].device if weights else "cpu")
+        modes = [(m, m.training) for m in model.modules()]
+        try:
+            out = model.eval()(batch)
+        finally:
+            for m, mode in modes:
+                m.training = mode
+        if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != len(inputs):
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(f"{type(model).__name__} must return a tensor "
+                             f"[{len(inputs)}, d] for {len(inputs)} inputs, got {got}")
+        return {0: Output(out, None)}
+
+    return Encoder(
+        name=f"module:{type(model).__qualname__}",
+        modality="any",
+        widths={0: None},
+        weights_hash=hash_weights(model)
+        + hashlib.sha256(f"{model!r}\n{own}".encode()).hexdigest(),
+        preprocessing="the module's own",
+        build=lambda: run,
+    )
+
+
+def _describe(part: nn.Module) -> str:
+    """Class and plain settings of a module; its methods' code if it is not torch's."""
+    kind = type(part)
+    plain = {k: v for k, v in vars(part).items()
+             if k != "training" and isinstance(v, bool | int | float | str)}
+    codes = [] if kind.__module__.startswith("torch.") else [
+        _code(f.__code__) for f in vars(kind).values() if hasattr(f, "__code__")]
+    return f"{kind.__qualname__} {sorted(plain.items())} {codes}"
+
+
+def _code(code) -> tuple:
+    inner = [_code(c) if hasattr(c, "co_code") else repr(c) for c in code.co_consts]
+    return code.co_code, code.co_names, inner
+
+
+def _modality(source: str, tower: str, config) -> str:
+    two = hasattr(config, "vision_config") and hasattr(config, "text_config")
+    if two != (tower in ("image", "text")) or (tower and not two):
+        raise ValueError(
+            f"hf:{source} is a {config.model_type!r} model with "
+            + (f"two towers: name hf:{source}#image or hf:{source}#text" if two
+               else f"one tower: write hf:{source} without #{tower}"))
+    if two:
+        return tower
+    if hasattr(config, "num_channels") or hasattr(config, "image_size"):
+        return "image"
+    if hasattr(config, "vocab_size"):
+        return "text"
+    raise ValueError(f"hf:{source}: a {config.model_type!r} model is neither a text "
+                     "nor a picture model; wrap it in a module and pass that to load")
+
+
+def _texts(source: str):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    longest = min(tokenizer.model_max_length, MAX_TOKENS)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+
+    def prepare(texts: list) -> dict[str, Tensor]:
+        return tokenizer(check_texts(texts), padding=True, truncation=True,
+                         max_length=longest, return_tensors="pt")
+
+    return prepare, f"{longest} tokens"
+
+
+def _pictures(source: str):
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(source)
+
+    def prepare(pictures: list) -> dict[str, Tensor]:
+        return processor([to_rgb(p) for p in pictures], return_tensors="pt")
+
+    return prepare, processor.to_json_string()
+
+
+def _white():
+    from PIL import Image
+
+    return Image.new("RGB", (64, 64), "white")

@@ -1,0 +1,70 @@
+"""Text encoder: all-MiniLM-L6-v2 from its packaged weights, and its random twin."""
+
+from collections.abc import Sequence
+
+import torch
+
+from alignkit.data.fetch import asset, manifest
+from alignkit.encoders.encoder import (
+    Encoder,
+    Output,
+    as_tokens,
+    device,
+    masked_mean,
+    random_hash,
+    seeded,
+)
+
+MAX_TOKENS = 128
+
+
+def minilm(seed: int | None = None) -> Encoder:
+    """all-MiniLM-L6-v2: layer 0 the embeddings, 1–6 the blocks; means over the tokens.
+
+    The features are not normalised. With a seed: the twin of random weights.
+    """
+
+    def build():
+        from safetensors.torch import load_file
+        from tokenizers import Tokenizer
+        from transformers import BertConfig, BertModel
+
+        folder = asset("minilm")
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.enable_truncation(MAX_TOKENS)
+        tokenizer.enable_padding(pad_id=0)  # to the longest of the batch
+        with seeded(seed):
+            model = BertModel(BertConfig.from_json_file(folder / "config.json"))
+        if seed is None:
+            weights = load_file(folder / "model.safetensors")
+            weights.pop("embeddings.position_ids")  # 0, 1, 2, …: no longer a weight
+            model.load_state_dict(weights, strict=True)
+        model = model.to(device()).eval()
+
+        def run(texts: list, layers: Sequence[int]) -> dict[int, Output]:
+            found = tokenizer.encode_batch(check_texts(texts))
+            ids = torch.tensor([x.ids for x in found], device=device())
+            mask = torch.tensor([x.attention_mask for x in found], device=device())
+            states = model(ids, mask, output_hidden_states=True).hidden_states
+            tokens = {k: as_tokens(states[k], mask.bool()) for k in layers}
+            return {k: Output(masked_mean(*t), t) for k, t in tokens.items()}
+
+        return run
+
+    return Encoder(
+        name="random:" * (seed is not None) + "text:minilm",
+        modality="text",
+        widths=dict.fromkeys(range(7), 384),
+        weights_hash=manifest()["minilm"]["files"]["model.safetensors"]
+        if seed is None else random_hash(seed, "transformers"),
+        preprocessing=f"{MAX_TOKENS} tokens, masked mean; 1",
+        build=build,
+    )
+
+
+def check_texts(texts: list) -> list[str]:
+    """`texts`, or TypeError if one is no string."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"a text encoder needs texts, got {type(text).__name__}")
+    return texts

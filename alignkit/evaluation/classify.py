@@ -1,0 +1,142 @@
+"""Classification without training (zero-shot) and with a linear probe."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alignkit.evaluation.checks import class_labels, matrix, same_rows, unit_rows
+from alignkit.evaluation.retrieval import TIE, ranks
+
+
+def class_embeddings(prompts: Sequence[Tensor]) -> Tensor:
+    """One unit row a class from the embeddings of its prompts (prompt ensembling).
+
+    Radford et al. 2021: unit rows, their mean, and unit length again.
+
+    Args:
+        prompts: for each class a tensor [n_prompts, d]; the numbers may differ.
+
+    Returns:
+        [n_classes, d].
+    """
+    means = [
+        unit_rows(rows, f"prompts[{i}]").mean(0) for i, rows in enumerate(prompts)
+    ]
+    if not means or len({len(mean) for mean in means}) != 1:
+        raise ValueError(
+            f"prompts give widths {[len(mean) for mean in means]}; "
+            "at least one class, and one width for all, are needed"
+        )
+    return unit_rows(torch.stack(means), "the mean of the prompts")
+
+
+def _balanced(correct: Tensor, labels: Tensor) -> float:
+    """Mean over the classes that occur of the share of correct samples."""
+    counts = labels.bincount()
+    right = labels.bincount(weights=correct.double())
+    return float((right[counts > 0] / counts[counts > 0]).mean())
+
+
+def zero_shot(image_z: Tensor, class_z: Tensor, labels: Tensor) -> dict[str, float]:
+    """Accuracy of the class with the largest cosine; ties count against the model.
+
+    ``top5_accuracy`` is 1 by definition with five classes or fewer.
+    ``balanced_accuracy`` is the mean accuracy of the classes that occur in ``labels``.
+
+    Args:
+        image_z: [n, d]. class_z: [n_classes, d], as by :func:`class_embeddings`.
+        labels: LongTensor [n], row numbers of ``class_z``.
+
+    Returns:
+        accuracy, top5_accuracy, balanced_accuracy, n, n_classes.
+    """
+    image_z, class_z = unit_rows(image_z, "image_z"), unit_rows(class_z, "class_z")
+    if image_z.shape[1] != class_z.shape[1]:
+        raise ValueError(
+            f"image_z has width {image_z.shape[1]} and class_z {class_z.shape[1]}; "
+            "both must lie in one space"
+        )
+    n, n_classes = len(image_z), len(class_z)
+    labels = class_labels(labels, "labels", n, n_classes).to(image_z.device)
+    relevant = F.one_hot(labels, n_classes).bool()
+    rank = ranks(image_z @ class_z.to(image_z).T, relevant, tie=TIE)
+    return {
+        "accuracy": float((rank == 1).double().mean()),
+        "top5_accuracy": float((rank <= 5).double().mean()),
+        "balanced_accuracy": _balanced(rank == 1, labels),
+        "n": n,
+        "n_classes": n_classes,
+    }
+
+
+def linear_probe(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, l2: float = 1.0
+) -> dict[str, float]:
+    """Test accuracy of multinomial logistic regression on frozen features.
+
+    Features are standardised with the mean and deviation of the training rows. The
+    objective is Σ cross entropy + l2/2 · |W|² (bias free; scikit-learn's C = 1/l2),
+    minimised by L-BFGS in float64, so the answer does not depend on a seed. A test
+    label that never occurs in training counts as an error.
+
+    Args:
+        train_x: [n, d]. train_y: LongTensor [n].
+        test_x: [m, d]. test_y: LongTensor [m].
+        l2: strength of the penalty, above 0 (choose it on validation).
+
+    Returns:
+        accuracy, balanced_accuracy, train_accuracy, n_train, n_test, n_classes.
+    """
+    train_x = matrix(train_x, "train_x", least=2).double()
+    test_x = matrix(test_x, "test_x").double()
+    if train_x.shape[1] != test_x.shape[1] or not l2 > 0:
+        raise ValueError(
+            f"train_x has width {train_x.shape[1]}, test_x {test_x.shape[1]}, l2 is "
+            f"{l2}; the widths must agree and l2 must be above 0"
+        )
+    train_y = class_labels(train_y, "train_y", len(train_x)).to(train_x.device)
+    test_y = class_labels(test_y, "test_y", len(test_x)).to(test_x.device)
+    classes, target = train_y.unique(return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError("train_y holds one class; a probe needs at least two")
+    mean, scale = train_x.mean(0), train_x.std(0)
+    scale = torch.where(scale > 1e-12 * mean.abs().clamp_min(1e-300), scale, 1.0)
+    train_x, test_x = (train_x - mean) / scale, (test_x - mean) / scale
+    weight, bias = _fit_logistic(train_x, target, len(classes), l2)
+    found = [classes[(x @ weight + bias).argmax(1)] for x in (train_x, test_x)]
+    return {
+        "accuracy": float((found[1] == test_y).double().mean()),
+        "balanced_accuracy": _balanced(found[1] == test_y, test_y),
+        "train_accuracy": float((found[0] == train_y).double().mean()),
+        "n_train": len(train_x),
+        "n_test": len(test_x),
+        "n_classes": len(classes),
+    }
+
+
+def _fit_logistic(
+    x: Tensor, y: Tensor, n_classes: int, l2: float
+) -> tuple[Tensor, Tensor]:
+    """Weights [d, n_classes] and bias [n_classes] at the minimum (convex, so one)."""
+    weight = x.new_zeros(x.shape[1], n_classes, requires_grad=True)
+    bias = x.new_zeros(n_classes, requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=1000,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-12,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        penalty = l2 / (2 * len(x)) * weight.square().sum()
+        loss = F.cross_entropy(x @ weight + bias, y) + penalty
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)  # L-BFGS turns gradients on, also under no_grad
+    return weight.detach(), bias.detach()

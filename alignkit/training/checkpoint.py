@@ -1,0 +1,76 @@
+"""Checkpoints: tensors in safetensors, the rest in JSON, found again only when whole."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+KEEP = 2  # the newest, and one in case the disk tears it
+
+
+def save(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict) -> None:
+    """Write checkpoint `step`. The JSON comes last and names the sha256 of the tensors,
+    so that a checkpoint is whole or not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:09d}.safetensors"
+    part = path.with_suffix(".part")
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part)
+    facts = {**facts, "sha256": _sha256(part)}
+    _sync(part, path)
+    note = path.with_suffix(".json.part")
+    note.write_text(json.dumps(facts), "utf-8")
+    _sync(note, path.with_suffix(".json"))
+    for old in sorted(folder.glob("step-*.json"))[:-KEEP]:
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+        old.unlink()
+
+
+def newest(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
+    """(tensors, facts) of the newest whole checkpoint, or None."""
+    for note in sorted(folder.glob("step-*.json"), reverse=True):
+        try:
+            facts = json.loads(note.read_text("utf-8"))
+            if _sha256(note.with_suffix(".safetensors")) == facts["sha256"]:
+                return load_file(note.with_suffix(".safetensors")), facts
+        except (OSError, ValueError, KeyError):
+            continue  # torn: the one before it is whole
+    return None
+
+
+def pack(model: nn.Module, optimizer: torch.optim.Optimizer, best: dict) -> dict:
+    """The tensors of a run under flat names; `unpack` is the inverse."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    return tensors | {f"best.{k}": v for k, v in best.items()}
+
+
+def unpack(tensors: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Load model and optimiser from `tensors`; the best weights are returned."""
+    model.load_state_dict(_part(tensors, "model."))
+    state: dict[int, dict] = {}
+    for name, tensor in _part(tensors, "optimizer.").items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return _part(tensors, "best.")
+
+
+def _part(tensors: dict, prefix: str) -> dict:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(part: Path, path: Path) -> None:
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)

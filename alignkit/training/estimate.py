@@ -1,0 +1,70 @@
+"""What a run will cost, before it starts."""
+
+import copy
+import time
+from dataclasses import dataclass
+
+import torch
+
+from alignkit.data import Pairs
+from alignkit.parts import Method
+from alignkit.training.loop import Budget, to_device
+from alignkit.training.randomness import batch_rows, seed_all
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of training; bytes of weights, of gradients with AdamW's two averages, and
+    of what one step keeps for its backward pass."""
+
+    seconds: float
+    weights: int
+    optimizer: int
+    saved: int
+    trainable: int
+
+    def __str__(self) -> str:
+        memory = (self.weights + self.optimizer + self.saved) / 2**20
+        return (f"about {self.seconds:.0f} s and {memory:.0f} MiB beside the data "
+                f"({self.trainable:,} trainable parameters)")
+
+
+def memory_of(method: Method) -> tuple[int, int, int]:
+    """(bytes of weights, bytes of gradients and AdamW, trainable numbers); works for a
+    method built on the meta device."""
+    weights = sum(t.numel() * t.element_size() for t in method.state_dict().values())
+    train = [p for p in method.parameters() if p.requires_grad]
+    extra = sum(3 * p.numel() * p.element_size() for p in train)
+    return weights, extra, sum(p.numel() for p in train)
+
+
+def estimate(method: Method, pairs: Pairs, budget: Budget = Budget()) -> Estimate:
+    """Measure one step of each stage on a copy of `method`; nothing is changed."""
+    weights, extra, trainable = memory_of(method)
+    trial, seconds, most = copy.deepcopy(method).train(), 0.0, 0
+    state = torch.get_rng_state()
+    for index, stage in enumerate(trial.stages()):
+        if stage.solve:
+            continue
+        rows = stage.view(pairs)
+        steps = budget.steps if stage.steps is None else stage.steps
+        for step in range(2):  # the first is slower and is not counted
+            saved: dict[int, int] = {}
+
+            def keep(x: torch.Tensor) -> torch.Tensor:
+                saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+                return x
+
+            started = time.perf_counter()
+            generator = seed_all(0, index, step)
+            part = rows.select(batch_rows(len(rows), budget.batch_size, 0, index, step))
+            device = next(iter(trial.state_dict().values())).device
+            batch = to_device(trial.collate(part, generator), device)
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+                loss = sum(trial(batch, 0.5).values())
+            loss.backward()
+            took = time.perf_counter() - started
+        seconds += took * steps
+        most = max(most, sum(saved.values()))
+    torch.set_rng_state(state)
+    return Estimate(seconds, weights, extra, most, trainable)

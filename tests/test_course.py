@@ -1,0 +1,511 @@
+"""The course floor: set-up, figures, widgets, and the tools on notebooks."""
+
+import base64
+import io
+import os
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from alignkit import versions
+from alignkit.course import frontend, plots, widgets
+from alignkit.course.notebook import build, execute, read, run_cells, script, student
+from alignkit.course.template import OPTIONAL, PROSE, SECTIONS, check_template
+
+# versions --------------------------------------------------------------------------
+
+
+def _machine(monkeypatch, torch, vision, audio, works=()):
+    numbers = {"torch": torch, "torchvision": vision, "torchaudio": audio}
+    monkeypatch.setattr(versions, "installed", numbers.get)
+    monkeypatch.setattr(versions, "loads", lambda name: name in works)
+
+
+def test_versions_that_fit(monkeypatch):
+    _machine(monkeypatch, "2.11.0", "0.26.0", "2.11.0")
+    assert versions.mismatch() is None
+    _machine(monkeypatch, "2.6.0+cu124", "0.21.0+cu124", "2.6.0+cu124")
+    assert versions.mismatch() is None
+    assert versions.installed("no-such-package") is None
+
+
+@pytest.mark.parametrize(
+    ("numbers", "command"),
+    [
+        (("2.13.0", "0.28.0", "2.11.0"), '"torch==2.11.*" "torchvision==0.26.*"'),
+        (("2.9.1", "0.26.0", "2.9.1"), '"torchvision==0.24.*" "torchaudio==2.9.*"'),
+        (("2.9.1+cpu", "0.24.1+cu128", "2.9.1+cpu"), '"torchvision==0.24.*"'),
+        (("2.9.1", "0.24.1", None), '"torchaudio==2.9.*"'),
+        ((None, None, None), '"torch==2.11.*"'),
+    ],
+)
+def test_versions_that_do_not_fit(monkeypatch, numbers, command):
+    _machine(monkeypatch, *numbers)
+    sentence = versions.mismatch()
+    assert "pip install" in sentence and command in sentence
+    assert "\n" not in sentence
+    assert all(number in sentence for number in numbers if number)
+
+
+def test_wrong_numbers_that_import_are_forgiven(monkeypatch):
+    _machine(monkeypatch, "2.9.1", "0.26.0", "2.9.1", works=("torchvision",))
+    assert versions.mismatch() is None
+
+
+def test_this_machine_fits():
+    assert versions.mismatch() is None
+
+
+# frontend, figures, widgets --------------------------------------------------------
+
+
+class Shell:
+    """Stands for a kernel; keeps what is displayed."""
+
+    def __init__(self):
+        self.user_ns, self.shown = {}, []
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    kernel = Shell()
+    for name in ("ALIGNKIT_STATIC", "JPY_SESSION_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(frontend, "kernel", lambda: kernel)
+    monkeypatch.setattr(plots, "kernel", lambda: kernel)
+    monkeypatch.setattr(
+        "IPython.display.publish_display_data",
+        lambda data, metadata: kernel.shown.append((data, metadata)),
+    )
+    return kernel
+
+
+def test_a_front_end_needs_a_positive_mark(shell, monkeypatch):
+    assert not frontend.interactive()
+    shell.user_ns["__vsc_ipynb_file__"] = "x.ipynb"
+    assert frontend.interactive()
+    del shell.user_ns["__vsc_ipynb_file__"]
+    monkeypatch.setenv("JPY_SESSION_NAME", "x.ipynb")
+    assert frontend.interactive()
+    monkeypatch.setenv("ALIGNKIT_STATIC", "1")
+    assert not frontend.interactive()
+
+
+def _figures() -> dict:
+    picture = Image.new("RGB", (20, 20), "red")
+    band = ([1, 2], [0, 1], [2, 3])
+    return {
+        "gallery": plots.gallery([picture] * 7, ["a red square"] * 7),
+        "retrieved": plots.retrieved(["red"], [[picture, "text"]], [[True, False]]),
+        "intervals": plots.intervals(
+            {"hit@1": (0.1, 0.0, 0.2)}, margin=0.05, xlabel="difference"
+        ),
+        "paired": plots.paired([1, 2], [2, 1], ("without", "with")),
+        "heat": plots.heat(np.eye(2), "ab", "cd", "identity"),
+        "lines": plots.lines([1, 2], {"a": band, "b": band}, log_x=True),
+    }
+
+
+@pytest.mark.parametrize("name", _figures())
+def test_show_displays_a_small_png_with_alt_text(shell, name):
+    plots.show(_figures()[name], f"the figure {name}", note="composed data")
+    ((data, metadata),) = shell.shown
+    assert metadata == {"image/png": {"alt": f"the figure {name}"}}
+    assert set(data) == {"image/png"}
+    raw = base64.b64decode(data["image/png"])
+    picture = Image.open(io.BytesIO(raw))
+    assert picture.width == 700 and picture.getextrema() != (0, 0)
+    assert len(raw) < 25_000
+
+
+def test_show_closes_keeps_licences_and_wants_alt(shell):
+    import matplotlib.pyplot as plt
+
+    plots.show(plt.figure(), "alt")
+    assert plt.get_fignums() == []
+    plots.show(plt.figure(), "a stamp", keep=False)
+    assert list(shell.shown[-1][0]) == ["text/plain"]
+    with pytest.raises(ValueError, match="alt is empty"):
+        plots.show(plt.figure(), " ")
+    plt.close("all")
+
+
+def test_show_in_plain_python_is_quiet():
+    code = "from alignkit.course import plots; plots.show(plots.paired([1], [2]), 'a')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_colours_are_different_and_style_is_set():
+    import matplotlib
+
+    plots.style()
+    assert matplotlib.rcParams["figure.figsize"] == [plots.WIDTH, plots.HEIGHT]
+    assert len(set(plots.COLOURS.values())) == len(plots.COLOURS) == len(plots.MARKERS)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: plots.gallery([], []),
+        lambda: plots.paired([1, 2], [1]),
+        lambda: plots.heat(np.eye(2), "abc", "de"),
+        lambda: plots.lines([1], {"a": ([1], [1, 2], [1])}),
+        lambda: plots.lines([1], {str(i): ([1], [1], [1]) for i in range(8)}),
+    ],
+)
+def test_figures_refuse_what_does_not_fit(wrong):
+    with pytest.raises(ValueError, match=r"\d"):
+        wrong()
+
+
+def test_explore_draws_once_at_its_start(shell):
+    seen = []
+
+    def draw(scale, word):
+        seen.append((scale, word))
+        return plots.paired([1], [scale])
+
+    widgets.explore(draw, "a line", start={"scale": 3}, scale=[1, 3], word=["x", "y"])
+    assert seen == [(3, "x")]
+    assert shell.shown[0][1]["image/png"]["alt"] == "a line (scale = 3, word = x)"
+    for wrong in ({"start": {"size": 1}}, {"start": {"scale": 2}}, {"word": []}):
+        with pytest.raises(ValueError, match="start|no values"):
+            widgets.explore(draw, "a", **({"scale": [1], "word": ["x"]} | wrong))
+
+
+def test_explore_is_live_where_a_front_end_is(shell, monkeypatch):
+    import ipywidgets
+
+    monkeypatch.setenv("JPY_SESSION_NAME", "x.ipynb")
+    made = []
+    monkeypatch.setattr(ipywidgets, "interact", lambda f, **made_: made.append(made_))
+    widgets.explore(lambda **_: None, "a", start={"t": 2}, t=[1, 2], word=["x"])
+    (controls,) = made
+    assert isinstance(controls["t"], ipywidgets.SelectionSlider)
+    assert isinstance(controls["word"], ipywidgets.Dropdown)
+    assert (controls["t"].value, controls["word"].value) == (2, "x")
+    assert shell.shown == []
+
+
+def test_listen_says_what_is_heard(shell, capsys):
+    widgets.listen(np.zeros((2, 8000)), 4000, "a cow")
+    assert capsys.readouterr().out == "sound, 2 s: a cow\n"
+
+
+# notebooks -------------------------------------------------------------------------
+
+SMALL = """
+# %% [markdown]
+# # A small notebook
+#
+# text
+
+# %% tags=["parameters"]
+seed, count = 0, 3
+
+# %% tags=["setup", "nbval-ignore-output"]
+import warnings
+
+import torch
+from tqdm.auto import tqdm
+
+from alignkit.course import plots
+from alignkit.course import shared_space as exercises
+from alignkit.course.setup import setup
+from alignkit.course.widgets import explore
+
+setup(seed)
+
+# %%
+for _ in tqdm(range(count)):
+    pass
+warnings.warn("Glyph 128512 (x) missing from font(s) DejaVu Sans.")
+print(count, torch.get_num_threads(), torch.randint(99, ()).item() >= 0)
+
+# %%
+def draw(scale):
+    return plots.paired([1, 2], [scale, 2])
+
+
+explore(draw, "two lines", scale=[1, 2])
+
+# %% tags=["exercise"]
+def cosine(images, texts):
+    \"\"\"[n, d], [m, d] -> [n, m]\"\"\"
+    ...
+
+
+exercises.cosine.check(cosine)
+
+# %% tags=["solution"]
+def cosine(images, texts):
+    unit = torch.nn.functional.normalize
+    return unit(images) @ unit(texts).T
+
+
+exercises.cosine.check(cosine)
+"""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "small.py").write_text(SMALL)
+    build(folder / "small.py", folder / "built.ipynb")
+    return execute(folder / "built.ipynb", folder / "small.ipynb")
+
+
+def test_build_is_repeatable_and_script_goes_back(small):
+    built = small.parent / "built.ipynb"
+    first = built.read_bytes()
+    back = script(small, small.parent / "back.py")
+    assert build(back, built).read_bytes() == first
+    ids = [cell.id for cell in read(small).cells]
+    assert len(set(ids)) == len(ids) == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\n# %%\n", "line 1: text before the first cell"),
+        ("# %% markdown\n", "line 1: .* is not"),
+        ('# %% tags=["by hand"]\n', "unknown tag"),
+        ("# %% [markdown]\ntext\n", "line 2: text lines start with"),
+    ],
+)
+def test_build_names_the_line_that_is_wrong(tmp_path, text, message):
+    (tmp_path / "a.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path / "a.py", tmp_path / "a.ipynb")
+
+
+def test_execute_keeps_clean_outputs(small):
+    cells = [cell for cell in read(small).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == [1, 2, 3, 4, 5, 6]
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [o for o in outputs if o.get("name") == "stderr"]
+    assert cells[1].outputs[0].text.count("\n") == 1
+    assert "1 thread" in cells[1].outputs[0].text
+    assert cells[2].outputs[0].text == "3 1 True\n"
+    (figure,) = cells[3].outputs
+    assert figure.metadata["image/png"]["alt"] == "two lines (scale = 1)"
+    assert set(figure.data) == {"image/png"}
+    assert cells[4].outputs[0].text.startswith("not filled in yet: cosine")
+    assert cells[5].outputs[0].text.startswith("cosine: right on")
+    assert "papermill" not in small.read_text()
+
+
+def test_nbval_agrees_without_being_told_to_be_static(small):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    environment.pop("ALIGNKIT_STATIC", None)
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q"]
+    command += ["-p", "no:cacheprovider", "-o", "addopts=", "small.ipynb"]
+    done = subprocess.run(
+        command, cwd=small.parent, env=environment, capture_output=True, text=True
+    )
+    assert "6 passed" in done.stdout, done.stdout
+
+
+def test_execute_takes_known_parameters_only(tmp_path):
+    source = '# %% tags=["parameters"]\ncount = 3\n# %%\nprint(2 * count)\n'
+    (tmp_path / "a.py").write_text(source)
+    built, out = build(tmp_path / "a.py", tmp_path / "a.ipynb"), tmp_path / "b.ipynb"
+    with pytest.raises(ValueError, match=r"no parameter \['cuont'\]; it has"):
+        execute(built, out, {"cuont": 5})
+    assert not out.exists()
+    assert read(execute(built, out, {"count": 5})).cells[-1].outputs[0].text == "10\n"
+
+
+def test_a_failing_notebook_is_not_written(tmp_path):
+    (tmp_path / "a.py").write_text('# %% tags=["parameters"]\na = 1\n# %%\n1 / 0\n')
+    build(tmp_path / "a.py", tmp_path / "a.ipynb")
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ipynb", "a.py"]
+
+
+def test_run_cells_tries_stub_and_answers(small):
+    link = "cosine = exercises.cosine."
+    wrong = f"{link}mistakes['not normalised'].function"
+    ran = run_cells(small, answers={"cosine": [f"{link}reference", wrong]})
+    assert [run.name for run in ran] == ["", "", "cosine", "cosine", "cosine"]
+    assert ran[2].text.startswith("not filled in yet: cosine") and not ran[2].error
+    assert ran[3].text.startswith("cosine: right on") and not ran[3].error
+    assert ran[4].error.startswith("ExerciseError: cosine: it looks as if you took")
+
+
+def test_the_student_version_has_no_solutions_and_no_outputs(small):
+    mine = read(student(small, small.parent / "student" / "small.ipynb"))
+    assert len(mine.cells) == len(read(small).cells) - 1
+    assert sum("def cosine" in cell.source for cell in mine.cells) == 1
+    assert not any(cell.get("outputs") for cell in mine.cells)
+    assert {cell.get("execution_count") for cell in mine.cells} == {None}
+
+
+# the template ----------------------------------------------------------------------
+
+CARD = """# A title
+
+[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/x/y/blob/main/notebooks/1-a/01-b.ipynb)
+
+**Claim.** One. **Paper.** Two. **Prerequisites.** Three.
+**Time.** 40 minutes, 20 CPU seconds. **GPU.** Not needed. **Goals.** Four."""
+CODE = "print('shape')\n" * 6
+STUB = "def cosine(a, b):\n    ...\n\n\nexercises.cosine.check(cosine)"
+
+
+def _good() -> nbformat.NotebookNode:
+    """A notebook that keeps every rule, not executed but with outputs."""
+    text, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
+    cells = [text(CARD)]
+    cells += [code("seed = 0", metadata={"tags": ["parameters"]})]
+    cells += [code("setup(seed)", metadata={"tags": ["setup"]})]
+    for number, name in enumerate(SECTIONS, 1):
+        cells.append(text(f"## {number} · {name}"))
+        if name == "Build it by hand":
+            cells[-1].source += ": a subtitle\n\n$$x$$"
+            cells.append(code("a = b", metadata={"tags": ["by-hand"]}))
+            cells.append(code("assert a.shape == (3, 4)"))
+        elif name in ("Equal to the package", "An exact property"):
+            cells.append(code("torch.testing.assert_close(a, b)"))
+        elif name == "Play":
+            cells.append(code("explore(draw, 'alt', scale=[1, 2])"))
+        elif name == "Exercises":
+            hidden = {"tags": ["solution"], "jupyter": {"source_hidden": True}}
+            for _ in range(2):
+                cells.append(code(STUB, metadata={"tags": ["exercise"]}))
+                cells.append(code(STUB, metadata=dict(hidden)))
+        elif name == "In your own loop":
+            cells.append(code(CODE * 6))
+        elif name not in PROSE:
+            cells += [code(CODE) for _ in range(6)]
+    for count, cell in enumerate((c for c in cells if c.cell_type == "code"), 1):
+        cell.execution_count = count
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    _code(notebook)[3].outputs = [nbformat.v4.new_output("stream", text="12 pairs\n")]
+    return notebook
+
+
+def _code(notebook, tag=None):
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [c for c in code if tag is None or tag in c.metadata.get("tags", [])]
+
+
+def _problems(notebook, folder, part="1-a"):
+    path = folder / part / "01-b.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(notebook, path)
+    return check_template(path)
+
+
+def test_a_good_notebook_has_no_problems(tmp_path):
+    assert _problems(_good(), tmp_path) == []
+
+
+def _say(notebook, **output):
+    kind = "display_data" if "data" in output else "stream"
+    _code(notebook)[3].outputs.append(nbformat.v4.new_output(kind, **output))
+
+
+def _retitle(notebook, old, new):
+    for cell in notebook.cells:
+        cell.source = cell.source.replace(old, new)
+
+
+def _set(notebook, place, **values):
+    _code(notebook)[place].update(values)
+
+
+BREAKS = {
+    "40 to 60": lambda n: n.cells.extend(_good().cells[-30:]),
+    "150 to 260": lambda n: _set(n, 5, source="x = 1\n" * 200),
+    "at most 250,000": lambda n: _set(n, 5, source="# " + "x\n# " * 70_000),
+    "must be the title card": lambda n: n.cells.pop(0),
+    "no **Paper.**": lambda n: _retitle(n, "**Paper.**", ""),
+    "N CPU seconds": lambda n: _retitle(n, "20 CPU", "few CPU"),
+    "no Colab badge": lambda n: _retitle(n, "01-b", "02-b"),
+    "is tagged parameters": lambda n: _set(n, 4, metadata={"tags": ["parameters"]}),
+    "is tagged setup": lambda n: _set(n, 1, metadata={}),
+    "`b = seed + 1` is not": lambda n: _set(n, 0, source="seed = 0\nb = seed + 1"),
+    "`import os` is not": lambda n: _set(n, 0, source="import os"),
+    "does not call setup()": lambda n: _set(n, 1, source="pass"),
+    "and a section": lambda n: _retitle(n, "See the data", "Look at the data"),
+    "is section number 4": lambda n: _retitle(n, "## 4 ·", "## 5 ·"),
+    "no section 'Play'": lambda n: _retitle(n, "## 10 · Play", "### Play"),
+    "not in order": lambda n: n.cells.append(_good().cells[3]),
+    "has no equation": lambda n: _retitle(n, "$", ""),
+    "has no cell tagged by-hand": lambda n: _code(n, "by-hand")[0].pop("metadata"),
+    "asserts no .shape": lambda n: _retitle(n, ".shape", ".size()"),
+    "asserts nothing": lambda n: _retitle(n, "assert_close", "isclose"),
+    "is not one code cell": lambda n: n.cells.insert(
+        [c.source[-4:] for c in n.cells].index("loop") + 1, _good().cells[1]
+    ),
+    "does not call explore()": lambda n: _retitle(n, "explore(", "draw("),
+    "1 exercises, need": lambda n: _code(n, "exercise")[0].metadata.update(tags=[]),
+    "has a solution right": lambda n: n.cells.remove(_code(n, "solution")[0]),
+    "ends with": lambda n: _retitle(n, ".check(cosine)", ".grade(cosine)"),
+    "is not collapsed": lambda n: _code(n, "solution")[0].metadata.pop("jupyter"),
+    "unknown tag": lambda n: _set(n, 4, metadata={"tags": ["by hand"]}),
+    "a line of 79 columns": lambda n: _set(n, 4, source="#" * 79),
+    "by-hand cell of 16": lambda n: _code(n, "by-hand")[0].update(source="a\n" * 16),
+    "not plain Python": lambda n: _set(n, 4, source="%pip install x"),
+    "must be named python3": lambda n: n.metadata.kernelspec.update(name="mine"),
+    "widget state": lambda n: n.metadata.update(widgets={}),
+    "counts are not": lambda n: _set(n, 4, execution_count=None),
+    "no outputs": lambda n: _set(n, 3, outputs=[]),
+    "an error is kept": lambda n: _code(n)[3].outputs.append(
+        nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])
+    ),
+    "stderr is kept": lambda n: _say(n, name="stderr", text="warning"),
+    "object address": lambda n: _say(n, text="<function f at 0x7f3a12345678>"),
+    "measured number, '0.2'": lambda n: _say(n, text="hit@1 0.25"),
+    "measured number, 'nan'": lambda n: _say(n, data={"text/plain": "nan"}),
+    "without alt text": lambda n: _say(n, data={"image/png": "iVBORw=="}),
+    "widget view": lambda n: _say(
+        n, data={"application/vnd.jupyter.widget-view+json": {"model_id": "a"}}
+    ),
+    "image/svg+xml is kept": lambda n: _say(n, data={"image/svg+xml": "<svg/>"}),
+    "html in a cell": lambda n: _say(n, data={"text/html": "<b>x</b>"}),
+}
+
+
+@pytest.mark.parametrize("message", BREAKS)
+def test_each_broken_rule_is_named(tmp_path, message):
+    notebook = _good()
+    BREAKS[message](notebook)
+    for cell in notebook.cells:
+        cell.setdefault("metadata", nbformat.NotebookNode())
+    found = _problems(notebook, tmp_path)
+    assert any(message in problem for problem in found), found
+
+
+def test_ignored_cells_may_print_numbers_but_no_addresses(tmp_path):
+    notebook = _good()
+    _code(notebook)[3].metadata["tags"] = ["nbval-ignore-output"]
+    _say(notebook, text="hit@1 0.25")
+    assert _problems(notebook, tmp_path) == []
+    _say(notebook, text="0x7f3a12345678")
+    assert len(_problems(notebook, tmp_path)) == 1
+
+
+def test_opening_notebooks_may_be_shorter(tmp_path):
+    notebook, keep, number, inside = _good(), [], 0, True
+    for cell in notebook.cells:
+        if cell.source.startswith("## "):
+            name = cell.source.split(" · ")[1]
+            inside = name not in OPTIONAL
+            number += inside
+            cell.source = f"## {number} · {name}"
+        if inside:
+            keep.append(cell)
+    notebook.cells = [*keep, *(nbformat.v4.new_code_cell(CODE) for _ in range(9))]
+    for count, cell in enumerate(_code(notebook), 1):
+        cell.execution_count = count
+    assert _problems(notebook, tmp_path, part="0-start") == []
+    assert len(_problems(notebook, tmp_path)) >= len(OPTIONAL)

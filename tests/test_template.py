@@ -1,0 +1,63 @@
+"""Every notebook of the course keeps to the template, and its exercises work."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from alignkit.course.notebook import read, run_cells, student, tags_of
+from alignkit.course.template import check_template
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(
+    path for path in FOLDER.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
+)
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(FOLDER))
+
+
+def _exercises(path: Path):
+    """NN-some-slug.ipynb has its exercises in alignkit.course.some_slug."""
+    slug = path.stem.partition("-")[2].replace("-", "_")
+    return importlib.import_module(f"alignkit.course.{slug}")
+
+
+def test_there_are_notebooks():
+    assert len(NOTEBOOKS) >= 2
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=_name)
+def test_template(path):
+    assert check_template(path) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=_name)
+def test_student_version_has_stubs_and_no_solutions(path, tmp_path):
+    whole, mine = read(path), read(student(path, tmp_path / path.name))
+    kept = [cell.source for cell in whole.cells if "solution" not in tags_of(cell)]
+    assert len(kept) < len(whole.cells)
+    assert [cell.source for cell in mine.cells] == kept
+    assert not any(cell.get("outputs") for cell in mine.cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=_name)
+def test_stubs_say_so_solutions_pass_and_mistakes_are_explained(path):
+    """Only the parameters, set-up and exercise cells run, in one kernel."""
+    module, answers, expected = _exercises(path), {}, []
+    for cell in read(path).cells:
+        if "exercise" in tags_of(cell):
+            name = cell.source.split("def ")[1].split("(")[0]
+            exercise = getattr(module, name)
+            link = f"from {module.__name__} import {name} as asked\n{name} = asked."
+            answers[name] = [f"{link}reference"]
+            expected += [f"not filled in yet: {name}", f"{name}: right on"]
+            for key, mistake in exercise.mistakes.items():
+                answers[name].append(f"{link}mistakes[{key!r}].function")
+                expected.append(f"ExerciseError: {name}: it looks as if you ")
+                expected[-1] += mistake.explanation
+    ran = [run for run in run_cells(path, answers=answers) if run.name]
+    assert len(ran) == len(expected) > 0
+    for run, start in zip(ran, expected):
+        assert (run.error or run.text).startswith(start)
