@@ -133,10 +133,11 @@ def _doctor(args) -> int:
 
 
 def _student(args) -> None:
-    from alignkit.course.notebook import student_folder
+    from alignkit.course.notebook import student
+    from alignkit.course.tour import NOTEBOOKS
 
-    for path in student_folder(args.folder):
-        print(path)
+    for path in sorted(NOTEBOOKS.glob("*/*.ipynb")):
+        print(student(path, args.folder / path.relative_to(NOTEBOOKS)))
 
 
 if __name__ == "__main__":

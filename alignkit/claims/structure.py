@@ -138,9 +138,9 @@ def _arms(pairs: Pairs, s: Scale, sizes: list[int]) -> dict[str, Arm]:
     images, texts = layer_columns(pairs, "image"), layer_columns(pairs, "text")
     last = {"image": images[-1], "text": texts[-1]}
 
-    def splits_of(n: int):
+    def splits_of(n: int, columns: list[str]):
         def splits(seed: int) -> Splits:
-            parts = pairs.split(seed)
+            parts = pairs.only("image", "text", *columns).split(seed)
             return parts._replace(train=few_pairs(parts.train, n, seed))
         return splits
 
@@ -155,9 +155,9 @@ def _arms(pairs: Pairs, s: Scale, sizes: list[int]) -> dict[str, Arm]:
 
     arms = {}
     for n in sizes:
-        at_n = splits_of(n)
+        at_n = splits_of(n, list(last.values()))
         arms |= {f"plain@{n}": Arm(at_n, heads(0.0)), f"keep@{n}": Arm(at_n, heads(10.0)),
-                 f"layers@{n}": Arm(at_n, chosen_layers)}
+                 f"layers@{n}": Arm(splits_of(n, images + texts), chosen_layers)}
     return arms
 
 
@@ -173,8 +173,8 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     def isotropic(splits: Splits, seed: int) -> Splits:
         # No row has a neighbour: the diagonal mass is 1 and both arms see the same loss.
         g = torch.Generator().manual_seed(seed)
-        noise = {c: torch.randn(splits.train[c].shape, generator=g)
-                 for m in ("image", "text") for c in layer_columns(pairs, m)}
+        noise = {c: torch.randn(x.shape, generator=g)
+                 for c, x in splits.train.columns.items() if "_layer" in c}
         return splits._replace(train=splits.train.with_columns(**noise))
 
     common = dict(

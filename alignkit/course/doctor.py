@@ -28,13 +28,13 @@ def doctor() -> int:
         mend.append(found.split("mend it with: ")[-1])
 
     print(f"cache: {cache_dir()}")
-    for name, what, size in state():
+    for name, what, size in state(rehash=True):
         print(f"  {name:20} {what:8} {size / 1e6:7.1f} MB")
         if what != "cached":
             mend.append("alignkit features")
-    features = [p for p in (cache_dir() / "features").rglob("*") if p.is_file()]
-    print(f"  {'features':20} {len(features)} files {sum(p.stat().st_size for p in features) / 1e6:.1f} MB")
-    if not features:
+    sizes = [p.stat().st_size for p in (cache_dir() / "features").rglob("*.safetensors")]
+    print(f"  {'features':20} {len(sizes)} files {sum(sizes) / 1e6:9.1f} MB")
+    if not sizes:
         mend.append("alignkit features")
     print("all is well" if not mend else f"mend it with: {mend[0]}")
     return 1 if mend else 0

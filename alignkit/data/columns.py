@@ -155,3 +155,14 @@ def digest(column: Column) -> str:
             for text in part:
                 sha.update(f"{len(text)}:{text}".encode())
     return sha.hexdigest()
+
+
+def shape_of(column: Column) -> str:
+    """A column in a few words."""
+    if isinstance(column, Tokens):
+        return f"tokens {list(column.values.shape)}"
+    if isinstance(column, Lazy):
+        return f"{column.kind}s, read when asked for"
+    if isinstance(column, Tensor):
+        return f"{str(column.dtype).removeprefix('torch.')} {list(column.shape)}"
+    return f"texts, e.g. {column[0]!r}" if column else "texts"

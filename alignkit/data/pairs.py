@@ -11,8 +11,8 @@ from torch import Tensor
 
 from alignkit.data import storage
 from alignkit.data.columns import (
-    Column, Lazy, Tokens, check_column, digest, length, made_of, parent, take,
-    whole_numbers,
+    Column, Lazy, Tokens, check_column, digest, length, made_of, parent, shape_of,
+    take, whole_numbers,
 )  # fmt: skip
 from alignkit.data.tables import Table, open_picture, read_folder, read_table
 
@@ -171,12 +171,11 @@ class Pairs:
 
     def select(self, rows: Sequence[int] | Tensor) -> "Pairs":
         """The rows `rows` (indices, or a bool mask [n]), in that order."""
-        rows = torch.as_tensor(rows)
+        rows = torch.as_tensor(rows, dtype=None if len(rows) else torch.long)
         if rows.dtype == torch.bool:
             if len(rows) != len(self):
                 raise ValueError(f"mask has {len(rows)} rows, the pairs {len(self)}")
             rows = rows.nonzero()[:, 0]
-        rows = rows.long()
         return replace(
             self,
             columns={name: take(column, rows) for name, column in self.columns.items()},
@@ -196,11 +195,24 @@ class Pairs:
                 rows.append(row)
         return torch.tensor(rows, dtype=torch.long)
 
+    def only(self, *names: str) -> "Pairs":
+        """The columns `names` alone: batches are cut faster."""
+        return replace(self, columns={name: self[name] for name in names},
+                       present={name: self.present[name] for name in names})
+
     def with_columns(self, **columns: Column) -> "Pairs":
-        """New content: columns added or replaced, and the hash changed with them."""
+        """New content: columns added or replaced, and the hash changed with them.
+
+        Features made of a replaced column would be of the old one: they are dropped.
+        """
         made = "; ".join(f"{name}={digest(c)[:12]}" for name, c in columns.items())
-        return replace(self.with_features(**columns),
-                       provenance=self.provenance.derive(f"columns {made}"))
+        stale = {c for name in columns if name in self.columns
+                 for c in made_of(name, self.columns)} - set(columns)
+        kept = {name: c for name, c in self.columns.items() if name not in stale}
+        present = {name: mask for name, mask in self.present.items() if name in kept}
+        fresh = replace(self, columns=kept, present=present,
+                        provenance=self.provenance.derive(f"columns {made}"))
+        return fresh.with_features(**columns)
 
     def with_features(self, **columns: Column) -> "Pairs":
         """Columns computed from those that are here: the provenance stays as it is.
@@ -240,8 +252,7 @@ class Pairs:
         Raises ValueError if the fractions are wrong or a part would hold no group.
         """
         if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
-            raise ValueError(f"fractions must be three positive numbers with sum 1, "
-                             f"got {tuple(fractions)}")
+            raise ValueError(f"fractions: three positive numbers, sum 1; got {fractions}")
         groups = self.group.unique()
         n_val, n_test = (round(f * len(groups)) for f in fractions[1:])
         n_train = len(groups) - n_val - n_test
@@ -250,19 +261,18 @@ class Pairs:
                 f"a split {tuple(fractions)} needs more than {len(groups)} different "
                 "items (rows that share a picture count once)"
             )
-        draw = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(groups), generator=draw)
+        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
         parts = groups[order].split([n_train, n_val, n_test])
         return Splits(*(self.select(torch.isin(self.group, part)) for part in parts))
 
     def describe(self) -> str:
         """A few lines: rows, items, columns, labels, what is missing, the source."""
-        p = self.provenance
-        lines = [f"{p.name} ({p.kind}): {len(self)} rows, "
-                 f"{len(self.item.unique())} items, {len(self.group.unique())} groups"]
+        p, items, groups = self.provenance, self.item.unique(), self.group.unique()
+        lines = [f"{p.name} ({p.kind}): {len(self)} rows, {len(items)} items, "
+                 f"{len(groups)} groups"]
         for name, column in self.columns.items():
             missing = int((~self.present[name]).sum())
-            lines.append(f"  {name}: {_shape(column)}"
+            lines.append(f"  {name}: {shape_of(column)}"
                          + (f", {missing} missing" if missing else ""))
         for name, label in self.labels.items():
             lines.append(f"  label {name}: {len(label.unique())} classes")
@@ -288,13 +298,3 @@ class Pairs:
         columns, rest = storage.load(Path(folder))
         rest["provenance"] = Provenance(**rest["provenance"])
         return cls.make(columns, **rest)
-
-
-def _shape(column: Column) -> str:
-    if isinstance(column, Tokens):
-        return f"tokens {list(column.values.shape)}"
-    if isinstance(column, Lazy):
-        return f"{column.kind}s, read when asked for"
-    if isinstance(column, Tensor):
-        return f"{str(column.dtype).removeprefix('torch.')} {list(column.shape)}"
-    return f"texts, e.g. {column[0]!r}" if column else "texts"

@@ -13,16 +13,17 @@ from alignkit.training.randomness import seed_all
 def diagnose(method: Method, pairs: Pairs, history: History | None = None) -> list[str]:
     """Findings in plain sentences, the likeliest first; an empty list is good news.
 
-    Looks at the features (not finite, constant, all alike, the same row twice), the
-    outputs (collapsed, not finite), the temperature (at its clamp) and, with `history`,
+    Looks at the features (constant, all alike, the same row twice), the outputs
+    (collapsed, not finite), the temperature (at its clamp) and, with `history`,
     the loss (stuck at ln(batch), growing).
     """
     findings = []
     if history and (loss := history.curve()):
         findings += _loss(loss, method, pairs)
     for name, column in pairs.columns.items():
-        if isinstance(column, torch.Tensor) and column.is_floating_point():
-            findings += _features(name, column[pairs.present[name]], pairs)
+        if (isinstance(column, torch.Tensor) and column.is_floating_point()
+                and column.dim() > 1):  # one number a row is no feature
+            findings += _features(name, column[pairs.present[name]].flatten(1), pairs)
     findings += _outputs(method, pairs)
     scale = getattr(method, "temperature", None)
     if isinstance(scale, Temperature) and float(scale().detach()) >= 99.9:
@@ -49,9 +50,7 @@ def _loss(loss: list[float], method: Method, pairs: Pairs) -> list[str]:
 def _features(name: str, x: torch.Tensor, pairs: Pairs) -> list[str]:
     if len(x) < 2:
         return []
-    x, found = x.reshape(len(x), -1), []
-    if not torch.isfinite(x).all():
-        return [f"{name}: some numbers are NaN or infinite"]
+    found = []
     if float(x.std(0).max()) < 1e-6 * max(1.0, float(x.abs().max())):
         found.append(f"{name}: every row is the same, so nothing can be told apart")
         return found
