@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from alignkit.data import Pairs
 from alignkit.parts import (
-    DualEncoder, Method, Settings, Stage, Temperature, cosine, info_nce, logits_of,
+    DualEncoder, Settings, Stage, Temperature, cosine, info_nce, logits_of,
     optimise_inputs, positives_of, projector, unit,
 )  # fmt: skip
 
@@ -299,10 +299,3 @@ def test_collapsed_rows_give_ln_n_and_a_common_rotation_changes_nothing():
     assert relative(method.losses(turned, batch, 0)["contrastive_loss"], before) < 1e-12
     flat = {name: z[:1].expand_as(z) for name, z in outputs.items()}
     assert abs(method.losses(flat, batch, 0)["contrastive_loss"] - math.log(40)) < 1e-9
-
-
-def test_method_is_thin():
-    """Most methods override two of these; nothing else may be asked of them."""
-    own = {name for name in vars(Method) if not name.startswith("__")}
-    assert own == {"traits", "build", "collate", "encode", "losses", "forward",
-                   "after_step", "stages", "score", "generate"}

@@ -98,7 +98,7 @@ def test_a_scaled_rotation_costs_nothing(levels):
 
 @pytest.mark.parametrize("levels", [1, 3])
 def test_b_positive_symmetric_and_blind_to_order_and_length(levels):
-    x, z, order = rows(12, 5), rows(12, 4, seed=1), torch.randperm(12)
+    x, z, order = rows(12, 5), rows(12, 4, seed=1), rows(12, 1, seed=4)[:, 0].argsort()
     loss = structure_loss(x, z, 0.1, levels)
     assert loss > 0
     assert relative(structure_loss(z, x, 0.1, levels), loss) < 1e-12
@@ -153,13 +153,13 @@ def test_the_mixture_stands_first():
     assert abs(divergence(p, q).item() - textbook) > 0.01
 
 
-def test_the_order_changes_the_size_about_tenfold():
+def test_the_order_changes_the_size_by_a_factor():
+    """So a strength for one of the two divergences is wrong for the other."""
     x = rows(64, 40)
-    z = x @ rows(40, 16, seed=1)
-    p, q = neighbourhoods(x, 0.1), neighbourhoods(z, 0.1)
+    p, q = neighbourhoods(x, 0.1), neighbourhoods(x @ rows(40, 16, seed=1), 0.1)
     m = (p + q) / 2
     textbook = ((p * (p / m).log() + q * (q / m).log()).sum(1).mean() / 2).item()
-    assert 4 < divergence(p, q).item() / textbook < 25
+    assert divergence(p, q).item() > 2 * textbook
 
 
 @pytest.mark.parametrize("tau, mass, off", [(0.05, 0.99999, 1e-5), (0.1, 0.990, 5e-3),

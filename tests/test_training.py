@@ -1,44 +1,22 @@
-"""The loop, its checkpoints, the estimate and the diagnosis."""
+"""The training loop: randomness, rates, stages, selection, failures, precision."""
 
-import json
 import math
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-import training_runs
 from torch import nn
-from training_runs import BUDGET, Noisy, pairs, train
+from training_runs import assert_same, dual, pairs, snapshot
 
-from alignkit.data import Pairs
 from alignkit.parts import DualEncoder, Settings, Stage
 from alignkit.training import (
-    Budget, NonFiniteLoss, batch_rows, checkpoint, diagnose, estimate, fit, memory_of,
-    seed_all, seed_of,
+    Budget, History, NonFiniteLoss, batch_rows, checkpoint, fit, seed_all, seed_of,
 )  # fmt: skip
 from alignkit.training.loop import rate
 
 SHORT = Budget(steps=6, batch_size=16, lr=1e-2)
-
-
-def dual(rows: Pairs | None = None, seed: int = 0, **settings) -> DualEncoder:
-    seed_all(seed)
-    return DualEncoder(Settings(width=3, **settings), rows or pairs())
-
-
-def snapshot(method: nn.Module) -> dict:
-    return {k: v.clone() for k, v in method.state_dict().items()}
-
-
-def assert_same(found: dict, wanted: dict) -> None:
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        assert torch.equal(found[name], tensor), name
 
 
 # Randomness -------------------------------------------------------------------------
@@ -169,7 +147,6 @@ def test_no_gradient_is_gathered_for_a_later_stage():
         def losses(self, outputs, batch, progress):
             return {"a_loss": -(outputs["image"] * outputs["text"]).sum(1).mean()}
 
-    from types import SimpleNamespace
     ends = []
     for idle in (0, 5):
         seed_all(0)
@@ -293,126 +270,6 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_checkpoint(tmp_p
     assert [row["step"] for row in history.steps] == list(range(12))
 
 
-def saved(folder: Path, steps=(1, 2)) -> None:
-    for step in steps:
-        checkpoint.save(folder, step, {"x": torch.full((300,), float(step))}, {"step": step})
-
-
-def test_only_the_newest_two_checkpoints_stay(tmp_path):
-    saved(tmp_path, (1, 2, 3))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        f"step-{n:09d}.{end}" for n in (2, 3) for end in ("json", "safetensors")]
-    tensors, facts = checkpoint.newest(tmp_path)
-    assert facts["step"] == 3 and torch.equal(tensors["x"], torch.full((300,), 3.0))
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def flip(path: Path) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[-9] ^= 1
-    path.write_bytes(raw)
-
-
-TEARS = {
-    "tensors cut short": lambda f: cut(f / "step-000000002.safetensors"),
-    "one bit of the tensors": lambda f: flip(f / "step-000000002.safetensors"),
-    "no tensors": lambda f: (f / "step-000000002.safetensors").unlink(),
-    "JSON cut short": lambda f: cut(f / "step-000000002.json"),
-    "JSON empty": lambda f: (f / "step-000000002.json").write_bytes(b""),
-    "JSON of zeros": lambda f: (f / "step-000000002.json").write_bytes(bytes(50)),
-    "not a checkpoint": lambda f: (f / "step-000000002.json").write_text('{"a": 1}'),
-    "tensors only": lambda f: (f / "step-000000002.json").unlink(),
-}
-
-
-@pytest.mark.parametrize("tear", TEARS.values(), ids=TEARS)
-def test_of_a_torn_checkpoint_the_one_before_is_found(tmp_path, tear):
-    saved(tmp_path)
-    tear(tmp_path)
-    tensors, facts = checkpoint.newest(tmp_path)
-    assert facts["step"] == 1 and torch.equal(tensors["x"], torch.ones(300))
-
-
-def test_leftovers_of_a_killed_save_do_no_harm(tmp_path):
-    saved(tmp_path)
-    (tmp_path / "step-000000003.part").write_bytes(b"half")
-    (tmp_path / "step-000000003.json.part").write_text('{"step"')
-    assert checkpoint.newest(tmp_path)[1]["step"] == 2
-    saved(tmp_path, (3,))
-    assert checkpoint.newest(tmp_path)[1]["step"] == 3
-    assert not list(tmp_path.glob("*.part"))
-
-
-def test_nothing_to_resume(tmp_path):
-    assert checkpoint.newest(tmp_path / "none") is None
-    saved(tmp_path, (1,))
-    cut(tmp_path / "step-000000001.safetensors")
-    assert checkpoint.newest(tmp_path) is None
-
-
-OTHERS = {
-    "seed": lambda m, p: (m, p, {"seed": 1}),
-    "budget": lambda m, p: (m, p, {"budget": replace(SHORT, save_every=2, lr=1.0)}),
-    "method": lambda m, p: (Noisy(Settings(width=3), p), p, {}),
-    "settings": lambda m, p: (dual(p, temperature=0.1), p, {}),
-    "rows": lambda m, p: (m, p.select(torch.arange(50).flip(0)), {}),
-    "data": lambda m, p: (m, p.with_columns(text_features=-p["text_features"]), {}),
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_the_folder_of_another_run_is_refused(tmp_path, name):
-    budget = replace(SHORT, save_every=2)
-    fit(dual(), pairs(), budget, folder=tmp_path)
-    method, rows, change = OTHERS[name](dual(), pairs())
-    with pytest.raises(ValueError, match=rf"holds another run \(it differs in .*{name}"):
-        fit(method, rows, **{"budget": budget, **change}, folder=tmp_path)
-
-
-def test_a_run_killed_three_times_ends_with_the_same_bits(tmp_path):
-    """SIGKILL: no handler runs, nothing is flushed."""
-    whole_folder, killed_folder = tmp_path / "whole", tmp_path / "killed"
-    killed_folder.mkdir()
-    method, history = train(whole_folder)
-    run_script("kill", killed_folder)
-    end = torch.load(killed_folder / "end.pt")
-    assert end["killed"] == 3
-    assert_same(end["weights"], method.state_dict())
-    assert end["steps"] == history.steps and end["validation"] == history.validation
-    steps = [row["step"] for row in history.validation]
-    best = max(history.validation[2:], key=lambda row: row["figure"])
-    assert len(steps) == 8 and best["step"] != BUDGET.steps  # the case has a best to keep
-    # The newest checkpoint is of the last step: weights, moving average and optimiser.
-    (tensors, facts), (wanted, other) = map(checkpoint.newest, (killed_folder, whole_folder))
-    assert facts["step"] == other["step"] == BUDGET.steps
-    assert {k.split(".")[0] for k in tensors} == {"model", "optimizer", "best"}
-    assert_same(tensors, wanted)
-
-
-def run_script(*arguments, launch=()) -> None:
-    command = [sys.executable, *launch, training_runs.__file__, *map(str, arguments)]
-    root = Path(__file__).parents[1]
-    paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=170,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths,
-                               "ACCELERATE_USE_CPU": "true"})  # else nobody is joined
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-
-
-def test_two_processes_end_with_equal_weights(tmp_path):
-    run_script("joined", tmp_path, launch=[
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])
-    first, second = (torch.load(tmp_path / f"end-{rank}.pt") for rank in range(2))
-    assert_same(first["weights"], second["weights"])
-    assert first["loss"] != second["loss"]  # each saw its own half of the batch
-    assert sum(first["loss"][-4:]) < 0.8 * sum(first["loss"][:4])
-    alone, _ = train()
-    assert not torch.equal(alone.heads["text"].weight, first["weights"]["heads.text.weight"])
-
-
 # Mixed precision --------------------------------------------------------------------
 def test_bfloat16_trains_and_leaves_no_trace():
     method, full = dual(), dual()
@@ -447,125 +304,6 @@ def test_bfloat16_resumes_bit_for_bit(tmp_path):
     assert_same(again.state_dict(), whole.state_dict())
 
 
-# Estimate ---------------------------------------------------------------------------
-def test_estimate_changes_nothing_and_grows_with_the_batch():
-    seed_all(0)
-    method = Noisy(Settings(width=3), pairs())
-    before, state = snapshot(method), torch.get_rng_state()
-    small, large = (estimate(method, pairs(), replace(SHORT, batch_size=b)) for b in (8, 48))
-    assert_same(method.state_dict(), before)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(p.grad is None for p in method.parameters()) and method.training
-    assert large.saved > 3 * small.saved > 0
-    assert small.seconds > 0 and "MiB" in str(small)
-    numbers = 2 * (6 * 3 + 3)
-    assert small.trainable == numbers and small.optimizer == 3 * 4 * numbers
-    assert small.weights == 4 * (numbers + 6 * 3 + 1)  # the average and the temperature
-
-
-def test_memory_of_a_method_on_the_meta_device():
-    rows = Pairs.from_features({"image_features": torch.zeros(4, 1024),
-                                "text_features": torch.zeros(4, 1024)})
-    with torch.device("meta"):
-        method = DualEncoder(Settings(width=512), rows)
-    weights, extra, trainable = memory_of(method)
-    assert trainable == 2 * (1024 * 512 + 512)
-    assert (weights, extra) == (4 * trainable + 4, 12 * trainable)
-
-
-# Diagnosis --------------------------------------------------------------------------
-def healthy():
-    rows = pairs().split(0).train  # item numbers above the number of rows
-    method = dual(rows)
-    return method, rows, fit(method, rows, replace(SHORT, steps=60))
-
-
-def test_a_healthy_run_has_no_findings():
-    method, rows, history = healthy()
-    state, before = torch.get_rng_state(), snapshot(method)
-    assert diagnose(method, rows, history) == []
-    assert torch.equal(torch.get_rng_state(), state)
-    assert_same(method.state_dict(), before)
-
-
-def test_one_number_a_row_is_no_feature():
-    method, rows, history = healthy()
-    rows = rows.with_columns(age=torch.arange(float(len(rows))))
-    assert diagnose(method, rows, history) == []
-
-
-def constant(rows):
-    return rows.with_columns(text_features=torch.ones(len(rows), 6))
-
-
-def parallel(rows):
-    return rows.with_columns(text_features=rows["text_features"] + 30)
-
-
-def twice(rows):
-    text = rows["text_features"].clone()
-    text[4] = text[9]
-    return rows.with_columns(text_features=text)
-
-
-FEATURES = {
-    "every row is the same": constant, "nearly parallel": parallel,
-    "2 rows have the same features as a row of another item|1 rows have": twice}
-
-
-@pytest.mark.parametrize("finding", FEATURES)
-def test_faults_of_features_are_found(finding):
-    rows = FEATURES[finding](pairs())
-    found = diagnose(dual(rows), rows)
-    assert re.search(f"^text_features: .*({finding})", "\n".join(found), re.M), found
-    assert not any(line.startswith("image_features") for line in found)
-
-
-def test_rows_of_one_item_may_share_features():
-    rows = pairs()
-    image = rows["image_features"].repeat_interleave(2, 0)[:50]
-    shared = Pairs.from_features({"image_features": image,
-                                  "text_features": rows["text_features"]},
-                                 item=[1000 + i // 2 for i in range(50)])
-    assert diagnose(dual(shared), shared) == []
-
-
-def test_a_loss_stuck_at_ln_batch_is_found():
-    method, rows = dual(temperature=1.0), pairs()
-    with torch.no_grad():
-        for head in method.heads.values():
-            head.weight *= 1e-4  # the bias decides: every output is alike
-    history = fit(method, rows, replace(SHORT, steps=20, lr=0.0, batch_size=32))
-    found = diagnose(method, rows, history)
-    assert "the loss stays at 3.47 = ln(32)" in found[0]
-    assert [line for line in found if line.startswith("outputs of image have collapsed")]
-    assert [line for line in found if line.startswith("outputs of text have collapsed")]
-
-
-def test_a_growing_loss_is_found():
-    method, rows, history = healthy()
-    for row in history.steps[30:]:
-        row["loss"] *= 1e4
-    assert "the loss grew" in diagnose(method, rows, history)[0]
-
-
-def test_a_temperature_at_its_clamp_is_found():
-    method = dual(temperature=0.01, learn_temperature=True)
-    assert any("at its clamp" in line for line in diagnose(method, pairs()))
-    del method.temperature
-    method.temperature = 0.07  # a method's own number is no reason to stop
-    assert not any("at its clamp" in line for line in diagnose(method, pairs()))
-
-
-def test_outputs_that_are_not_finite_are_found():
-    method = dual()
-    with torch.no_grad():
-        method.heads["text"].weight[0, 0] = math.inf
-    assert "outputs of text are not finite" in diagnose(method, pairs())
-
-
 def test_history_curve():
-    from alignkit.training import History
     history = History(steps=[{"a": 1.0}, {"b": 2.0}, {"a": 3.0}])
     assert history.curve("a") == [1.0, 3.0] and history.curve("loss") == []
-    assert json.loads(json.dumps(history.steps)) == history.steps

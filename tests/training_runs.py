@@ -57,6 +57,21 @@ class Noisy(DualEncoder):
         time.sleep(self.pause)
 
 
+def dual(rows: Pairs | None = None, seed: int = 0, **settings) -> DualEncoder:
+    seed_all(seed)
+    return DualEncoder(Settings(width=3, **settings), rows or pairs())
+
+
+def snapshot(method: nn.Module) -> dict:
+    return {k: v.clone() for k, v in method.state_dict().items()}
+
+
+def assert_same(found: dict, wanted: dict) -> None:
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor), name
+
+
 def validate(method) -> dict[str, float]:
     """Highest in the middle of the run, so that the best weights are not the last."""
     return {"figure": -abs(float(method.average.sum()) - method.settings.temperature)}

@@ -79,27 +79,23 @@ class Runs:
         """The arm's budget after tuning."""
         return replace(claim.budget, **self.tuned.get(arm, {}))
 
-    def pilot(self, claim: Claim, seeds: Sequence[int], n: int) -> dict:
-        """On baselines alone: is the condition in the data, and what difference could `n`
-        seeds show? Two baseline runs of one split that differ in nothing but chance
-        (initial weights, order) give the noise, so this is a lower bound."""
-        measured, noise = [], []
-        twins = claim.twins or {claim.method: claim.baseline}
+    def pilots(self, seeds: Sequence[int], n: int) -> dict[str, dict]:
+        """For each claim, on baselines alone: is the condition in the data, and what
+        difference could `n` seeds show? Two baseline runs of one split that differ in
+        nothing but chance (initial weights, order) give the noise, a lower bound."""
+        measured, noise = ({c.name: [] for c in self.claims} for _ in range(2))
         for seed in seeds:
-            base = self._train(claim, claim.baseline, seed, False)
-            measured.append(float(claim.condition.measure(base)))
-            figures = claim.measure({
-                name: self._train(claim, twins.get(name, name), seed, False,
-                                  chance=int(name in twins)) for name in claim.arms})
-            noise.append(claim.difference(figures))
+            for claim in self.claims:
+                twins = claim.twins or {claim.method: claim.baseline}
+                base = self._train(claim, claim.baseline, seed, False)
+                figures = claim.measure({
+                    name: self._train(claim, twins.get(name, name), seed, False,
+                                      chance=int(name in twins)) for name in claim.arms})
+                measured[claim.name].append(float(claim.condition.measure(base)))
+                noise[claim.name].append(claim.difference(figures))
             self.forget()
-        value = sum(measured) / len(measured)
-        sd = t_interval(noise).sd
-        return {"condition": claim.condition.name, "value": value,
-                "wanted": [claim.condition.low, claim.condition.high],
-                "present": claim.condition.low <= value <= claim.condition.high,
-                "noise_sd": sd, "smallest_detectable": smallest_detectable(sd, n),
-                "seeds": list(seeds)}
+        return {claim.name: _pilot(claim, measured[claim.name], noise[claim.name], n)
+                for claim in self.claims}
 
     def _build(self, claim: Claim, name: str, seed: int, null: bool, chance: int = 0):
         """(method, splits), tensors of equal name and shape as in the first baseline."""
@@ -158,12 +154,19 @@ def run(slug: str, claims: Sequence[Claim], pairs: Pairs, scale: str, *,
                     seconds / len(claims)) for claim in claims]
 
 
+def _pilot(claim: Claim, measured: list[float], noise: list[float], n: int) -> dict:
+    low, high = claim.condition.low, claim.condition.high
+    value, sd = sum(measured) / len(measured), t_interval(noise).sd
+    return {"condition": claim.condition.name, "value": value, "wanted": [low, high],
+            "present": low <= value <= high, "noise_sd": sd,
+            "smallest_detectable": smallest_detectable(sd, n), "seeds": len(measured)}
+
+
 def _before(runs: Runs, claims: Sequence[Claim], n: int, say) -> dict:
     """Pilot, then tuning: nothing of a method arm is trained before the pilot is seen."""
-    pilots = {}
-    for claim in claims:
-        pilots[claim.name] = p = runs.pilot(claim, PILOT_SEEDS, n)
-        say(f"pilot {claim.name}: {p['condition']} = {p['value']:.3g}, wanted in "
+    pilots = runs.pilots(PILOT_SEEDS, n)
+    for name, p in pilots.items():
+        say(f"pilot {name}: {p['condition']} = {p['value']:.3g}, wanted in "
             f"{p['wanted']}: {'present' if p['present'] else 'ABSENT'}; smallest "
             f"difference {n} seeds can show: {p['smallest_detectable']:.3g}")
     for claim in claims:

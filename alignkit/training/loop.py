@@ -170,14 +170,7 @@ class _Run:
             return
         self.best, self.best_value = {}, -math.inf
         steps = self.budget.steps if stage.steps is None else stage.steps
-        groups = stage.parameters or [
-            {"params": [p for p in self.method.parameters() if p.requires_grad]}]
-        groups = [{"lr": self.budget.lr, **group, "params": list(group["params"])}
-                  for group in groups]
-        if not all(group["params"] for group in groups):
-            raise ValueError(f"stage {stage.name!r} has a group without parameters: none "
-                             "wants a gradient, or `params` was a generator that an earlier "
-                             "stage has read (give a list)")
+        groups = self._groups(stage)
         trained = {id(p) for group in groups for p in group["params"]}
         # What this stage does not train must not gather gradients for the next one.
         resting = [p for p in self.method.parameters()
@@ -186,6 +179,8 @@ class _Run:
             parameter.requires_grad_(False)
         optimizer = torch.optim.AdamW(groups, lr=self.budget.lr, betas=self.budget.betas,
                                       weight_decay=self.budget.weight_decay)
+        # A new one: with fp16 it unscales the gradients of every optimiser it remembers.
+        self.accelerator = _accelerator(self.budget.precision)
         first = 0
         if found:
             first = self._restore(found, optimizer)
@@ -209,12 +204,22 @@ class _Run:
         finally:
             for parameter in resting:
                 parameter.requires_grad_(True)
-            # Accelerate keeps its autocast on the method, and would unscale the gradients
-            # of the next stage once for each optimiser it remembers.
+            # Accelerate leaves its autocast on the method.
             self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-            self.accelerator.free_memory()
         if self.best:
             self.method.load_state_dict(self.best)
+
+    def _groups(self, stage: Stage) -> list[dict]:
+        """The stage's groups of parameters, each with its rate."""
+        groups = stage.parameters or [
+            {"params": [p for p in self.method.parameters() if p.requires_grad]}]
+        groups = [{"lr": self.budget.lr, **group, "params": list(group["params"])}
+                  for group in groups]
+        if not all(group["params"] for group in groups):
+            raise ValueError(f"stage {stage.name!r} has a group without parameters: none "
+                             "wants a gradient, or `params` was a generator that an earlier "
+                             "stage has read (give a list)")
+        return groups
 
     def _step(self, index, stage, step, steps, rows, model, optimizer, peaks) -> None:
         # Random state: from (seed, stage, step) alone.

@@ -1,0 +1,183 @@
+"""The `alignkit` command, called in this process."""
+
+import csv
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from alignkit.claims import load, scoreboard, slugs, stored
+from alignkit.cli import COMMANDS, main
+from alignkit.data import Pairs
+from alignkit.data.fetch import cache_dir
+
+COLOURS = ("red", "green", "blue", "orange", "purple", "black", "teal")
+SHAPES = ("circle", "square", "triangle", "cross")
+
+
+def draw(path: Path, number: int) -> str:
+    """A picture of a few coloured shapes, different for every number; its caption."""
+    drawn = random.Random(number)
+    picture = Image.new("RGB", (96, 96), "white")
+    pen, words = ImageDraw.Draw(picture), []
+    for _ in range(drawn.randint(1, 3)):
+        colour, shape = drawn.choice(COLOURS), drawn.choice(SHAPES)
+        x, y, size = drawn.randint(5, 55), drawn.randint(5, 55), drawn.randint(15, 35)
+        box = (x, y, x + size, y + size)
+        if shape == "circle":
+            pen.ellipse(box, fill=colour)
+        elif shape == "square":
+            pen.rectangle(box, fill=colour)
+        elif shape == "triangle":
+            pen.polygon([(x, y + size), (x + size, y + size), (x + size / 2, y)], fill=colour)
+        else:
+            pen.line(box, fill=colour, width=5)
+            pen.line((x, y + size, x + size, y), fill=colour, width=5)
+        words.append(f"a {colour} {shape}")
+    picture.save(path)
+    return " and ".join(words)
+
+
+def table(folder: Path, n: int, captions: int = 1) -> Path:
+    """A CSV of `n` different pictures; some have several captions, a row each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "my.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "caption"])
+        for i in range(n):
+            words = draw(folder / f"{i}.png", i)
+            for k in range(captions if i % 3 == 0 else 1):
+                rows.writerow([f"{i}.png", f"{('', 'picture of ', 'here is ')[k]}{words} {i}"])
+    return path
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text("utf-8").splitlines()
+
+
+def rewrite(path: Path, lines: list[str]) -> None:
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    code = main([str(a) for a in arguments])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_list(capsys):
+    code, out, _ = run(capsys, "list")
+    lines = out.splitlines()
+    assert code == 0 and [line.split()[0] for line in lines] == slugs()
+    for slug, line in zip(slugs(), lines):
+        for result in stored(slug):
+            assert f"{result.claim}: {result.verdict}" in line
+
+
+def test_scoreboard(capsys):
+    assert run(capsys, "scoreboard")[:2] == (0, scoreboard() + "\n")
+
+
+def test_doctor_agrees_with_its_exit_code(capsys):
+    code, out, _ = run(capsys, "doctor")
+    assert "python 3." in out and str(cache_dir()) in out and "torch" in out
+    last = out.splitlines()[-1]
+    assert (code, last == "all is well") in ((0, True), (1, False))
+    assert code == 0 or last.startswith("mend it with: ")
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+
+
+def one_line(capsys, *arguments) -> str:
+    """The one line on stderr of a command that fails with exit code 1."""
+    code, _, err = run(capsys, *arguments)
+    assert code == 1 and err.startswith(f"alignkit {arguments[0]}: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+def test_an_unknown_slug(capsys):
+    err = one_line(capsys, "reproduce", "nothing")
+    assert "'nothing'" in err and all(slug in err for slug in slugs())
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory) -> Path:
+    return table(tmp_path_factory.mktemp("four"), 4)
+
+
+def no_file(path, lines):
+    (path.parent / "2.png").unlink()
+    return lines
+
+
+def not_a_picture(path, lines):
+    (path.parent / "2.png").write_text("no picture")
+    return lines
+
+
+BAD = {  # -> what is done to a good table of four rows, what the message must say
+    "missing file": (no_file, ("line 4", "2.png", "cannot be read")),
+    "not a picture": (not_a_picture, ("line 4", "2.png", "not a picture")),
+    "missing column": (lambda path, lines: ["image,words", *lines[1:]],
+                       ("line 1", "'caption'", "'words'")),
+    "empty caption": (lambda path, lines: [*lines[:2], "1.png,", *lines[3:]],
+                      ("line 3", "1.png", "empty caption")),
+    "no picture named": (lambda path, lines: [*lines, ",nothing"], ("line 6", "'image'")),
+    "a comma too many": (lambda path, lines: [*lines[:4], "3.png,one, two"],
+                         ("line 5", "quotes")),
+    "identical rows": (lambda path, lines: [*lines, lines[2]],
+                       ("line 6", "same picture and caption", "line 3")),
+    "too few items": (lambda path, lines: lines, ("4 different pictures", "60")),
+    "no rows": (lambda path, lines: lines[:1], ("no rows",)),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_table_gives_one_clear_line(capsys, tmp_path, four, name):
+    folder = tmp_path / "copy"
+    shutil.copytree(four.parent, folder)
+    path, (change, words) = folder / "my.csv", BAD[name]
+    rewrite(path, change(path, lines_of(path)))
+    for slug in slugs():
+        err = one_line(capsys, "reproduce", slug, "--pairs", path)
+        for word in words:
+            assert word in err, (word, err)
+
+
+def test_a_table_that_is_not_there(capsys, tmp_path):
+    err = one_line(capsys, "reproduce", slugs()[0], "--pairs", tmp_path / "none.csv")
+    assert "none.csv" in err and "no such file" in err
+
+
+def test_large_scales_need_pairs(capsys):
+    assert "--pairs" in one_line(capsys, "reproduce", slugs()[0], "--scale", "full")
+
+
+@pytest.mark.parametrize("slug", slugs())
+def test_reproduce_on_pairs_of_ones_own(capsys, tmp_path, slug):
+    """From a table of drawn pictures to written results, at the scale for tests."""
+    path = table(tmp_path, 70, captions=3)
+    pairs = Pairs.from_table(path)
+    for old in (cache_dir() / "runs").glob(f"*-{pairs.provenance.hash[:8]}"):
+        shutil.rmtree(old)  # kept from an earlier run of this test
+    code, out, _ = run(capsys, "reproduce", slug, "--scale", "tiny", "--seeds", 5,
+                       "--pairs", path, "--out", tmp_path / "out")
+    assert code == 0
+    results = [load(p) for p in sorted((tmp_path / "out").iterdir())]
+    assert results and f"{len(results)} claims, 5 paired seeds" in out
+    for result in results:
+        assert result.data["kind"] == "user" and result.data["rows"] == len(pairs) > 110
+        assert result.data["hash"] == pairs.provenance.hash
+        assert result.seeds == [0, 1, 2, 3, 4] and result.scale == "tiny"
+        assert f"{slug} · {result.claim}: {result.verdict.upper()}" in out
+        assert f"written to  {tmp_path / 'out' / f'{slug}.{result.claim}.json'}" in out

@@ -1,0 +1,132 @@
+"""What a run will cost, and why it does not train."""
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from training_runs import Noisy, assert_same, dual, pairs, snapshot
+
+from alignkit.data import Pairs
+from alignkit.parts import DualEncoder, Settings
+from alignkit.training import Budget, diagnose, estimate, fit, memory_of, seed_all
+
+SHORT = Budget(steps=6, batch_size=16, lr=1e-2)
+
+
+# Estimate ---------------------------------------------------------------------------
+def test_estimate_changes_nothing_and_grows_with_the_batch():
+    seed_all(0)
+    method = Noisy(Settings(width=3), pairs())
+    before, state = snapshot(method), torch.get_rng_state()
+    small, large = (estimate(method, pairs(), replace(SHORT, batch_size=b)) for b in (8, 48))
+    assert_same(method.state_dict(), before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in method.parameters()) and method.training
+    assert large.saved > 3 * small.saved > 0
+    assert small.seconds > 0 and "MiB" in str(small)
+    numbers = 2 * (6 * 3 + 3)
+    assert small.trainable == numbers and small.optimizer == 3 * 4 * numbers
+    assert small.weights == 4 * (numbers + 6 * 3 + 1)  # the average and the temperature
+
+
+def test_memory_of_a_method_on_the_meta_device():
+    rows = Pairs.from_features({"image_features": torch.zeros(4, 1024),
+                                "text_features": torch.zeros(4, 1024)})
+    with torch.device("meta"):
+        method = DualEncoder(Settings(width=512), rows)
+    weights, extra, trainable = memory_of(method)
+    assert trainable == 2 * (1024 * 512 + 512)
+    assert (weights, extra) == (4 * trainable + 4, 12 * trainable)
+
+
+# Diagnosis --------------------------------------------------------------------------
+def healthy():
+    rows = pairs().split(0).train  # item numbers above the number of rows
+    method = dual(rows)
+    return method, rows, fit(method, rows, replace(SHORT, steps=60))
+
+
+def test_a_healthy_run_has_no_findings():
+    method, rows, history = healthy()
+    state, before = torch.get_rng_state(), snapshot(method)
+    assert diagnose(method, rows, history) == []
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same(method.state_dict(), before)
+
+
+def test_one_number_a_row_is_no_feature():
+    method, rows, history = healthy()
+    rows = rows.with_columns(age=torch.arange(float(len(rows))))
+    assert diagnose(method, rows, history) == []
+
+
+def constant(rows):
+    return rows.with_columns(text_features=torch.ones(len(rows), 6))
+
+
+def parallel(rows):
+    return rows.with_columns(text_features=rows["text_features"] + 30)
+
+
+def twice(rows):
+    text = rows["text_features"].clone()
+    text[4] = text[9]
+    return rows.with_columns(text_features=text)
+
+
+FEATURES = {
+    "every row is the same": constant, "nearly parallel": parallel,
+    "2 rows have the same features as a row of another item|1 rows have": twice}
+
+
+@pytest.mark.parametrize("finding", FEATURES)
+def test_faults_of_features_are_found(finding):
+    rows = FEATURES[finding](pairs())
+    found = diagnose(dual(rows), rows)
+    assert re.search(f"^text_features: .*({finding})", "\n".join(found), re.M), found
+    assert not any(line.startswith("image_features") for line in found)
+
+
+def test_rows_of_one_item_may_share_features():
+    rows = pairs()
+    image = rows["image_features"].repeat_interleave(2, 0)[:50]
+    shared = Pairs.from_features({"image_features": image,
+                                  "text_features": rows["text_features"]},
+                                 item=[1000 + i // 2 for i in range(50)])
+    assert diagnose(dual(shared), shared) == []
+
+
+def test_a_loss_stuck_at_ln_batch_is_found():
+    method, rows = dual(temperature=1.0), pairs()
+    with torch.no_grad():
+        for head in method.heads.values():
+            head.weight *= 1e-4  # the bias decides: every output is alike
+    history = fit(method, rows, replace(SHORT, steps=20, lr=0.0, batch_size=32))
+    found = diagnose(method, rows, history)
+    assert "the loss stays at 3.47 = ln(32)" in found[0]
+    assert [line for line in found if line.startswith("outputs of image have collapsed")]
+    assert [line for line in found if line.startswith("outputs of text have collapsed")]
+
+
+def test_a_growing_loss_is_found():
+    method, rows, history = healthy()
+    for row in history.steps[30:]:
+        row["loss"] *= 1e4
+    assert "the loss grew" in diagnose(method, rows, history)[0]
+
+
+def test_a_temperature_at_its_clamp_is_found():
+    method = dual(temperature=0.01, learn_temperature=True)
+    assert any("at its clamp" in line for line in diagnose(method, pairs()))
+    del method.temperature
+    method.temperature = 0.07  # a method's own number is no reason to stop
+    assert not any("at its clamp" in line for line in diagnose(method, pairs()))
+
+
+def test_outputs_that_are_not_finite_are_found():
+    method = dual()
+    with torch.no_grad():
+        method.heads["text"].weight[0, 0] = math.inf
+    assert "outputs of text are not finite" in diagnose(method, pairs())

@@ -1,0 +1,312 @@
+"""What every method must do, on random features, through the arms of its claims.
+
+Parametrised over the claims files, so a new paper is under these tests when its files are
+there. The traits that a method declares are the only exceptions.
+"""
+
+import inspect
+import pkgutil
+import re
+from dataclasses import dataclass, fields, is_dataclass, replace
+from importlib import import_module
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import alignkit.methods
+from alignkit.claims import paper, slugs
+from alignkit.data import Lazy, Pairs, Tokens
+from alignkit.data.columns import length, take
+from alignkit.parts import Method
+from alignkit.training import NonFiniteLoss, batch_rows, checkpoint, fit, memory_of, seed_all
+
+TRAITS = {"untrained", "ordered", "no pairs"}
+CARD = ("Paper", "Claim", "Equations", "Frozen", "Exact property", "Deviations",
+        "Reconstructed")
+MODULES = [m.name for m in pkgutil.iter_modules(alignkit.methods.__path__)]
+
+
+def random_pairs(n: int = 120, widths=range(5, 8)) -> Pairs:
+    """Features of every name that claims look for: pooled, of random twins, by layer."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(n, 4, generator=generator)
+    columns = {"image": Lazy(range(n), lambda i: Image.new("RGB", (4, 4), (i % 256, 0, 0))),
+               "text": [f"caption {i}" for i in range(n)]}
+    for modality in ("image", "text"):
+        names = ["features", "random", *(f"layer{i}" for i in range(len(widths)))]
+        for name, width in zip(names, [widths[-1], widths[-1], *widths]):
+            view = hidden @ torch.randn(4, width, generator=generator)
+            noise = torch.randn(n, width, generator=generator)
+            columns[f"{modality}_{name}"] = view + 0.3 * noise
+    return Pairs.make(columns)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An arm of a claim with its budget; builds are equal for equal seeds."""
+
+    slug: str
+    arm: str
+    scale: str = "tiny"
+
+    def claim(self, pairs: Pairs):
+        claims = paper(self.slug).claims(pairs, self.scale)
+        return next(c for c in claims if self.arm in c.arms)
+
+    def build(self, seed: int = 0):
+        """(method, splits, budget) of a few short steps."""
+        claim = self.claim(random_pairs())
+        splits = claim.arms[self.arm].data(0)
+        seed_all(seed)
+        method = claim.arms[self.arm].build(splits)
+        budget = replace(claim.budget, steps=6, batch_size=16, validate_every=0,
+                         select_by=None)
+        return method, splits, budget
+
+
+def _cases() -> list[Case]:
+    pairs = random_pairs()
+    arms = {(slug, arm): None for slug in slugs()
+            for claim in paper(slug).claims(pairs, "tiny") for arm in claim.arms}
+    return [Case(*names) for names in arms]
+
+
+CASES = _cases()
+every_arm = pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.slug}:{c.arm}")
+
+
+def moved(value, rows: torch.Tensor, n: int):
+    """A batch or an output with its rows in another order."""
+    if isinstance(value, dict):
+        return {k: moved(v, rows, n) for k, v in value.items()}
+    whole = isinstance(value, Tokens | Lazy) or (
+        isinstance(value, torch.Tensor | list) and length(value) == n)
+    return take(value, rows) if whole else value
+
+
+def as_double(value):
+    if isinstance(value, torch.Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, Tokens):
+        return Tokens(*map(as_double, value))
+    return {k: as_double(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def batch_of(method: Method, rows: Pairs) -> dict:
+    return as_double(method.collate(rows, seed_all(0)))
+
+
+def loss_of(method: Method, batch: dict) -> torch.Tensor:
+    seed_all(1)
+    return sum(method(batch, 0.9).values())
+
+
+def prepared(case: Case):
+    """(method in float64 without dropout, batch of 12 training rows)."""
+    method, splits, _ = case.build()
+    method = method.double().eval()
+    rows = splits.train.select(torch.arange(12))
+    for stage in method.stages():
+        if stage.solve:
+            stage.solve(stage.view(splits.train))
+    return method, batch_of(method, rows)
+
+
+# The files ----------------------------------------------------------------------------
+def test_every_method_has_claims_and_every_claim_an_arm():
+    assert MODULES and not {m.replace("_", "-") for m in MODULES} - set(slugs())
+    assert {case.slug for case in CASES} == set(slugs())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_card_is_complete(name):
+    text = import_module(f"alignkit.methods.{name}").__doc__ or ""
+    missing = [head for head in CARD if not re.search(rf"^{head}\b.*\S", text, re.M)]
+    assert not missing, f"the docstring of {name} lacks {missing}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_class_is_a_method_with_settings(name):
+    module = import_module(f"alignkit.methods.{name}")
+    own = [c for _, c in inspect.getmembers(module, inspect.isclass)
+           if c.__module__ == module.__name__]
+    networks = [c for c in own if issubclass(c, nn.Module) and not c.__name__.startswith("_")]
+    assert any(issubclass(c, Method) for c in networks)
+    for network in networks:
+        assert issubclass(network, Method), f"{network.__name__} is no Method"
+        assert network.traits <= TRAITS, network.traits - TRAITS
+    settings = [c for c in own if c.__name__.endswith("Settings")]
+    assert all(is_dataclass(c) and c.__dataclass_params__.frozen for c in settings)
+    used = {type(case.build()[0].settings) for case in CASES
+            if case.slug == name.replace("_", "-")}
+    assert all(is_dataclass(c) and fields(c) for c in used)
+
+
+# The arms -----------------------------------------------------------------------------
+@every_arm
+def test_losses_are_finite_scalars_with_names(case):
+    method, batch = prepared(case)
+    if "untrained" in method.traits:
+        return
+    for progress in (0.0, 0.5, 1.0):
+        losses = method(batch, progress)
+        assert losses and all(name.endswith("_loss") for name in losses)
+        assert all(x.dim() == 0 and torch.isfinite(x) for x in losses.values())
+
+
+@every_arm
+def test_a_common_order_of_rows_does_not_matter(case):
+    method, batch = prepared(case)
+    if "untrained" in method.traits:
+        return
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    change = loss_of(method, moved(batch, order, 12)) / loss_of(method, batch) - 1
+    # A trait that is declared must be needed.
+    assert (change.abs() > 1e-10) == ("ordered" in method.traits)
+
+
+@every_arm
+def test_the_pairing_matters(case):
+    """Unless the method says that it uses none: rows of the text stay, the others turn."""
+    method, batch = prepared(case)
+    if "untrained" in method.traits:
+        return
+    turned = {k: moved(v, torch.arange(12).roll(1), 12) if k.startswith("text") else v
+              for k, v in batch.items()}
+    change = loss_of(method, turned) / loss_of(method, batch) - 1
+    assert (change.abs() < 1e-10) == ("no pairs" in method.traits)
+
+
+@every_arm
+def test_gradient_agrees_with_finite_differences(case):
+    method, batch = prepared(case)
+    if "untrained" in method.traits:
+        return
+    trained = [p for p in method.parameters() if p.requires_grad]
+    start = [p.detach().clone() for p in trained]
+    gradient = torch.autograd.grad(loss_of(method, batch), trained, allow_unused=True)
+    drawn = torch.Generator().manual_seed(2)
+
+    def at(step: float, direction) -> float:
+        with torch.no_grad():
+            for p, s, d in zip(trained, start, direction):
+                p.copy_(s + step * d)
+            return loss_of(method, batch).item()
+
+    for _ in range(3):
+        direction = [torch.randn(p.shape, generator=drawn, dtype=p.dtype) for p in trained]
+        exact = sum(float((g * d).sum()) for g, d in zip(gradient, direction)
+                    if g is not None)
+        h = 1e-4
+        slope = (8 * (at(h, direction) - at(-h, direction))
+                 - at(2 * h, direction) + at(-2 * h, direction)) / (12 * h)
+        assert slope == pytest.approx(exact, rel=1e-6, abs=1e-8)
+
+
+@every_arm
+def test_weights_go_into_another_of_its_kind(case):
+    (method, splits, _), (other, *_) = case.build(0), case.build(1)
+    batch = method.collate(splits.train.select(torch.arange(12)), seed_all(0))
+    changed = [k for k, v in method.state_dict().items()
+               if not torch.equal(v, other.state_dict()[k])]
+    assert changed or "untrained" in method.traits
+    other.load_state_dict(method.state_dict())
+    for mine, its in zip(*(flat(m.eval().encode(batch)) for m in (method, other))):
+        assert torch.equal(mine, its)
+
+
+def flat(outputs) -> list[torch.Tensor]:
+    if isinstance(outputs, torch.Tensor):
+        return [outputs]
+    parts = outputs.values() if isinstance(outputs, dict) else outputs
+    return [tensor for part in parts for tensor in flat(part)]
+
+
+@every_arm
+def test_scores_are_of_every_query_with_every_row_of_the_gallery(case):
+    method, batch = prepared(case)
+    with torch.no_grad():
+        first, second = list(method.encode(batch).values())[:2]
+    few, order = torch.tensor([7, 0, 3]), torch.arange(12).roll(5)
+    scores = method.score(first, second)
+    assert scores.shape == (12, 12)
+    asked = method.score(moved(first, few, 12), moved(second, order, 12))
+    assert asked.shape == (3, 12)
+    assert torch.allclose(asked, scores[few][:, order], rtol=0, atol=1e-9)
+
+
+@every_arm
+def test_it_is_built_on_the_meta_device_at_full_width(case):
+    full = replace(case, arm=case.arm, scale="full")
+    pairs = random_pairs(100, widths=(1024, 1024))
+    claims = paper(full.slug).claims(pairs, "full")
+    kinds = {arm.split("@")[0]: a for c in claims for arm, a in c.arms.items()}
+    arm = kinds[case.arm.split("@")[0]]
+    splits = arm.data(0)
+    here = arm.build(splits)  # some choose from the data: that needs numbers
+    with torch.device("meta"):
+        there = type(here)(here.settings, splits.train)
+    assert all(v.is_meta for v in there.state_dict().values())
+    weights, gradients, trainable = memory_of(there)
+    assert (weights, gradients, trainable) == memory_of(here)
+    if "untrained" not in there.traits:
+        assert trainable >= 2 * 1024 * 128 and gradients == 12 * trainable
+
+
+@every_arm
+def test_a_step_in_bfloat16_is_finite(case):
+    method, splits, budget = case.build()
+    history = fit(method, splits.train, replace(budget, steps=3, precision="bf16"))
+    assert all(torch.isfinite(v).all() for v in method.state_dict().values()
+               if v.is_floating_point())
+    assert bool(history.steps) != ("untrained" in method.traits)
+
+
+@every_arm
+def test_an_interrupted_run_ends_with_the_same_bits(case, tmp_path):
+    whole, splits, budget = case.build()
+    budget = replace(budget, save_every=2)
+    if "untrained" in whole.traits:
+        return
+    fit(whole, splits.train, budget, seed=3)
+    broken, *_ = case.build()
+    steps, finish = iter(range(3)), broken.after_step
+
+    def after_step():
+        finish()
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+
+    broken.after_step = after_step
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, splits.train, budget, seed=3, folder=tmp_path)
+    assert checkpoint.newest(tmp_path)[1]["step"] == 2
+    again, *_ = case.build()
+    history = fit(again, splits.train, budget, seed=3, folder=tmp_path)
+    assert len(history.steps) >= 6
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+@every_arm
+def test_it_learns_and_says_what_broke(case):
+    """More steps lower the loss; features that are not finite are named by their rows."""
+    method, splits, budget = case.build()
+    if "untrained" in method.traits:
+        return
+    batch = method.collate(splits.train, seed_all(0))
+    with torch.no_grad():
+        before = loss_of(method.eval(), batch)
+    fit(method, splits.train, replace(budget, steps=40))
+    with torch.no_grad():
+        assert loss_of(method, batch) < before
+    columns = splits.train.columns
+    for name in columns:
+        if torch.is_tensor(columns[name]):
+            columns[name].fill_(torch.nan)
+    chosen = batch_rows(len(splits.train), budget.batch_size, 0, 0, 0)
+    named = splits.train.ids[int(chosen[0])]
+    with pytest.raises(NonFiniteLoss, match=rf"'{named}'"):
+        fit(method, splits.train, budget)
