@@ -26,6 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     try:
         return globals()[f"_{args.command}"](args) or 0
+    except BrokenPipeError:  # `alignkit list | head`
+        return 0
     except (ValueError, OSError, RuntimeError) as error:
         print(f"alignkit {args.command}: {error}", file=sys.stderr)
         return 1
@@ -68,20 +70,23 @@ def _list(args) -> None:
 
 
 def _reproduce(args) -> None:
-    from alignkit.claims import code_hash, paper, run
+    from alignkit.claims import FEWEST, paper, run
+    from alignkit.claims.results import package_hash
     from alignkit.data.fetch import cache_dir
 
     module = paper(args.slug)
-    if args.pairs and not module.NEEDS:
-        raise ValueError(f"--pairs: {args.slug} takes no image–text pairs")
+    if args.seeds < FEWEST:
+        raise ValueError(f"--seeds must be at least {FEWEST}, got {args.seeds}: fewer "
+                         "paired seeds give no verdict")
+    own = _own_pairs(args.pairs, module.NEEDS) if args.pairs else None
     started = time.perf_counter()
-    pairs = module.data(args.scale, _own_pairs(args.pairs) if args.pairs else None)
+    pairs = module.data(args.scale, own)
     claims = module.claims(pairs, args.scale)
     print(pairs.describe())
     print(f"{len(claims)} claims, {args.seeds} paired seeds, scale {args.scale}; features "
           f"took {time.perf_counter() - started:.0f} s")
     _say_estimate(claims, args.seeds)
-    key = f"{args.slug}-{args.scale}-{args.seeds}-{code_hash(args.slug)[:8]}"
+    key = f"{args.slug}-{args.scale}-{args.seeds}-{package_hash()[:8]}"
     work = cache_dir() / "runs" / f"{key}-{pairs.provenance.hash[:8]}"
     for result in run(args.slug, claims, pairs, args.scale, seeds=range(args.seeds), work=work):
         print(f"\n{result}\n  written to  {result.save(args.out)}")
@@ -103,12 +108,20 @@ def _say_estimate(claims, seeds: int) -> None:
           f"{memory / 2**20:.0f} MiB a run beside the data")
 
 
-def _own_pairs(path: Path):
+def _own_pairs(path: Path, needs):
+    """The user's pairs, with the columns `needs` that the paper's claims ask for."""
     from alignkit.data import Pairs
 
+    if not needs:
+        raise ValueError("--pairs: this paper's claims take no pairs of your own")
     if (path / "pairs.json").is_file():
-        return Pairs.load(path)
-    return Pairs.from_folder(path) if path.is_dir() else Pairs.from_table(path)
+        pairs = Pairs.load(path)
+    else:
+        pairs = Pairs.from_folder(path) if path.is_dir() else Pairs.from_table(path)
+    if missing := [name for name in needs if name not in pairs.columns]:
+        raise ValueError(f"--pairs {path}: no column {missing}; there are "
+                         f"{sorted(pairs.columns)}")
+    return pairs
 
 
 def _scoreboard(args) -> None:
@@ -119,7 +132,12 @@ def _scoreboard(args) -> None:
 
 def _features(args) -> None:
     from alignkit.claims import paper, slugs
+    from alignkit.data.emoji import emoji
+    from alignkit.encoders import add_features
 
+    # Every layer in one pass: some papers ask for the last one, some for all.
+    add_features(emoji(), "image", "image:efficientnet-lite0", layers="all")
+    add_features(emoji(), "text", "text:minilm", layers="all")
     for slug in slugs():
         print(f"features for {slug}")
         paper(slug).data("small")

@@ -26,7 +26,8 @@ class Fake(Method):
     starts: list = []  # (effect, first weights) of every run of fit
 
     def build(self, settings, pairs):
-        self.shared, self.own = nn.Linear(1, 3), nn.Linear(1, settings.width)
+        # `own` draws first: with another width, `shared` would not start equal by itself.
+        self.own, self.shared = nn.Linear(1, settings.width), nn.Linear(1, 3)
         signal = float(pairs["x"].abs().max() > 0)  # 0 where the null has removed it
         self.register_buffer("effect", torch.tensor(settings.effect * signal))
 

@@ -12,7 +12,7 @@ import training_runs
 from training_runs import BUDGET, Noisy, assert_same, dual, pairs, train
 
 from alignkit.parts import Settings
-from alignkit.training import Budget, checkpoint, fit
+from alignkit.training import Budget, batch_rows, checkpoint, fit
 
 SHORT = Budget(steps=6, batch_size=16, lr=1e-2)
 
@@ -131,7 +131,9 @@ def test_two_processes_end_with_equal_weights(tmp_path):
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])
     first, second = (torch.load(tmp_path / f"end-{rank}.pt") for rank in range(2))
     assert_same(first["weights"], second["weights"])
-    assert first["loss"] != second["loss"]  # each saw its own half of the batch
+    for step in range(8):  # the halves of the batch that one process would have seen
+        whole = [pairs().ids[i] for i in batch_rows(50, BUDGET.batch_size, 3, 0, step)]
+        assert first["seen"][step] == whole[::2] and second["seen"][step] == whole[1::2]
     assert sum(first["loss"][-4:]) < 0.8 * sum(first["loss"][:4])
     alone, _ = train()
     assert not torch.equal(alone.heads["text"].weight, first["weights"]["heads.text.weight"])

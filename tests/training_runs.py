@@ -37,7 +37,7 @@ class Noisy(DualEncoder):
 
     def build(self, settings, pairs):
         super().build(settings, pairs)
-        self.drop = nn.Dropout(0.2)
+        self.drop, self.seen = nn.Dropout(0.2), []
         self.register_buffer("average", self.heads["image"].weight.detach().clone())
 
     def stages(self):
@@ -45,6 +45,7 @@ class Noisy(DualEncoder):
         return [Stage("image", parameters=[first], steps=8), Stage("all")]
 
     def collate(self, rows, generator):
+        self.seen.append(rows.ids)
         batch = rows.batch()
         noise = torch.randn(batch["text_features"].shape, generator=generator)
         return {**batch, "text_features": batch["text_features"] + 0.1 * noise}
@@ -110,7 +111,7 @@ def joined(folder: Path) -> None:
     """One process of two: train, and leave the weights and what was seen."""
     method, history = train()
     rank = os.environ["RANK"]
-    torch.save({"weights": method.state_dict(), "loss": history.curve()},
+    torch.save({"weights": method.state_dict(), "loss": history.curve(), "seen": method.seen},
                folder / f"end-{rank}.pt")
 
 

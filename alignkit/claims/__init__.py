@@ -12,14 +12,14 @@ from types import ModuleType
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Reported, Trained
 from alignkit.claims.results import Result, code_hash, load, scoreboard, stored
-from alignkit.claims.runner import SEEDS, Runs, run
+from alignkit.claims.runner import FEWEST, SEEDS, Runs, run
 
-__all__ = ["SEEDS", "Arm", "Claim", "Condition", "Null", "Reported", "Result", "Runs",
-           "SCALES", "Trained", "code_hash", "load", "paper", "rerun", "run",
+__all__ = ["FEWEST", "SCALES", "SEEDS", "Arm", "Claim", "Condition", "Null", "Reported",
+           "Result", "Runs", "Trained", "code_hash", "load", "paper", "rerun", "run",
            "scoreboard", "slugs", "stored"]
 
 SCALES = ("tiny", "small", "gpu", "full")
-_SHARED = {"__init__", "claim", "results", "runner"}
+_SHARED = {"__init__", "claim", "common", "results", "runner"}
 
 
 def slugs() -> list[str]:

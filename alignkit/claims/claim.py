@@ -61,7 +61,7 @@ class Reported(NamedTuple):
 class Claim:
     """A sentence of a paper as an experiment.
 
-    arms: name -> `Arm`; tensors of equal name and shape start equal in all arms, and each
+    arms: name -> `Arm`; trained tensors of equal name and shape start equal in all arms, and each
     arm gets the same `budget` and the same `grid` (changes of the budget, chosen on
     validation with a seed of its own). differs: what the arms differ in; with
     'inference' only the baseline is trained and the others take its weights.

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from alignkit.data import Pairs
+from alignkit.stats import NOT_RESOLVED
 
 FOLDER = Path(__file__).parent / "results"
 PACKAGE = Path(__file__).parents[1]
@@ -111,6 +112,14 @@ def code_hash(slug: str) -> str:
     return sha.hexdigest()
 
 
+def package_hash() -> str:
+    """sha256 over the whole package: half-done runs of other code are not gone on with."""
+    sha = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        sha.update(path.read_bytes())
+    return sha.hexdigest()
+
+
 def data_facts(pairs: Pairs) -> dict:
     """What the result says of its data."""
     p = pairs.provenance
@@ -142,9 +151,11 @@ def scoreboard(folder: Path = FOLDER) -> str:
     lines = ["| paper | claim | difference [95 % interval] | seeds | null | verdict |",
              "|---|---|---|---|---|---|"]
     for r in stored(folder=folder):
-        i = r.interval
+        i, why = r.interval, ""
+        if r.verdict == NOT_RESOLVED:
+            why = f" ({i['n']} seeds could have seen {r.detectable:.3f})"
         lines.append(
             f"| {r.slug} | {r.sentence} | {i['mean']:+.3f} [{i['low']:+.3f}, "
             f"{i['high']:+.3f}] {r.figure} | {i['n']} | "
-            f"{'passed' if r.null['passed'] else 'not passed'} | **{r.verdict}** |")
+            f"{'passed' if r.null['passed'] else 'not passed'} | **{r.verdict}**{why} |")
     return "\n".join(lines)

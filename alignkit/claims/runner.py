@@ -1,6 +1,7 @@
 """Runs claims: pilot on the baseline, tuning on a seed of its own, paired seeds, null."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -9,13 +10,13 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from alignkit.claims.claim import Arm, Claim, Null, Trained
+from alignkit.claims.claim import Claim, Null, Trained
 from alignkit.claims.results import Result, code_hash, data_facts, peak_memory_mb, versions
 from alignkit.data import Pairs
 from alignkit.parts import Method
 from alignkit.stats import null_passed, prediction_interval, smallest_detectable
 from alignkit.stats import t_interval, verdict
-from alignkit.training import Budget, fit, seed_all, seed_of
+from alignkit.training import Budget, NonFiniteLoss, fit, seed_all, seed_of
 
 SEEDS = tuple(range(8))
 FEWEST = 5
@@ -71,8 +72,12 @@ class Runs:
             scores = []
             for change in claim.grid:
                 method, splits = self._build(claim, name, TUNING_SEED, False)
-                self._fit(claim, method, splits, replace(claim.budget, **change), TUNING_SEED)
-                scores.append(claim.validate(method, splits)[claim.choose_by])
+                try:
+                    self._fit(claim, method, splits, replace(claim.budget, **change),
+                              TUNING_SEED)
+                    scores.append(claim.validate(method, splits)[claim.choose_by])
+                except NonFiniteLoss:  # too large a step is an answer of the grid too
+                    scores.append(-math.inf)
             self.tuned[name] = dict(claim.grid[scores.index(max(scores))])
 
     def budget(self, claim: Claim, arm: str) -> Budget:
@@ -98,7 +103,8 @@ class Runs:
                 for claim in self.claims}
 
     def _build(self, claim: Claim, name: str, seed: int, null: bool, chance: int = 0):
-        """(method, splits), tensors of equal name and shape as in the first baseline."""
+        """(method, splits); what is trained starts as in the first claim's baseline where
+        name and shape are the same, and frozen towers keep their own weights."""
         change = claim.null.transform if null else lambda splits, seed: splits
         arm, first = claim.arms[name], self.claims[0]
         splits = change(arm.data(seed), seed)
@@ -108,8 +114,8 @@ class Runs:
         if arm != reference:
             seed_all(seed, "initial weights", chance)
             start = reference.build(change(reference.data(seed), seed)).state_dict()
-            parameters = dict(method.named_parameters())
-            method.load_state_dict({k: start[k] if k in parameters and k in start
+            ours = {k for k, p in method.named_parameters() if p.requires_grad}
+            method.load_state_dict({k: start[k] if k in ours and k in start
                                     and start[k].shape == v.shape else v
                                     for k, v in method.state_dict().items()})
         return method, splits

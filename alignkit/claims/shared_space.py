@@ -6,20 +6,27 @@ similar enough that a linear map joins them. The authors prompt a language model
 mapped pictures; here linear heads are trained with InfoNCE and judged by retrieval, and
 the baseline is the same two architectures with random weights (a reconstruction of the
 idea as a small experiment, not of the paper's protocol).
+
+Changed once after a full run: the grid ended at 0.003, which both arms chose, so 0.01
+was added for both and every seed was run again.
 """
 
 from dataclasses import dataclass, replace
 
-from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.data import Pairs, Splits, shuffle_pairs
-from alignkit.data.emoji import emoji
+from alignkit.claims.claim import Arm, Claim, Condition, Null
+from alignkit.claims.common import (
+    held_out_hits,
+    hit_at_10,
+    image_text,
+    shuffled_training,
+    validation_hits,
+)
+from alignkit.data import Pairs
 from alignkit.encoders import add_features
-from alignkit.evaluation import evaluate_retrieval
-from alignkit.parts import DualEncoder, Method, Settings
+from alignkit.parts import DualEncoder, Settings
 from alignkit.training import Budget
 
 NEEDS = ("image", "text")
-FEWEST_ITEMS = 60
 
 
 @dataclass(frozen=True)
@@ -51,31 +58,15 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     """Pairs with pooled features of both encoders and of their random twins
     (`image_random`, `text_random`); `pairs` of a user need `image` and `text`.
 
-    Raises ValueError for fewer than 60 items or at a scale that needs pairs.
+    Raises ValueError as `image_text` does.
     """
     s = SCALES[scale]
-    if pairs is None:
-        if scale in ("gpu", "full"):
-            raise ValueError(f"scale {scale!r} needs pairs of your own (--pairs TABLE): the "
-                             "emoji corpus is for 'tiny' and 'small'")
-        pairs = emoji(limit=s.limit)
-    if (items := len(pairs.item.unique())) < FEWEST_ITEMS:
-        raise ValueError(f"pairs has {items} different pictures, at least {FEWEST_ITEMS} "
-                         "are needed for training, validation and test")
+    pairs = image_text(scale, pairs, s.limit)
     for column, encoder in (("image", s.image), ("text", s.text)):
         twin = add_features(pairs, column, f"random:{encoder}")[f"{column}_features"]
         pairs = add_features(pairs.with_features(**{f"{column}_random": twin}), column,
                              encoder)
     return pairs
-
-
-def validate(method: Method, splits: Splits) -> dict[str, float]:
-    """Mean hit@10 of both directions on the validation rows."""
-    return {"hit@10": evaluate_retrieval(method, splits.val)["mean"]["hit@10"]}
-
-
-def _test_hits(arm: Trained) -> float:
-    return evaluate_retrieval(arm.method, arm.splits.test)["mean"]["hit@10"]
 
 
 def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
@@ -87,17 +78,15 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         settings = Settings(towers=towers, width=s.width)
         return Arm(pairs.split, lambda splits: DualEncoder(settings, splits.train))
 
-    def wrong_pairs(splits: Splits, seed: int) -> Splits:
-        return splits._replace(train=shuffle_pairs(splits.train, "text", seed))
-
     return [Claim(
         name="linear-map", figure="hit@10", margin=0.05,
         sentence="Linear heads join two pretrained encoders that never met: they find "
                  "unseen pairs better than heads on the encoders' random twins.",
         arms={"random": arm("random"), "pretrained": arm("features")},
         baseline="random", method="pretrained", differs="data",
-        measure=lambda arms: {name: _test_hits(a) for name, a in arms.items()},
-        budget=s.budget, validate=validate, choose_by="hit@10",
-        grid=({"lr": 3e-4}, {"lr": 1e-3}, {"lr": 3e-3}),
-        null=Null("training pairs shuffled", wrong_pairs, expected=0.0, margin=0.02),
-        condition=Condition("the baseline's hit@10 leaves room", _test_hits, 0.0, 0.6))]
+        measure=held_out_hits, budget=s.budget, validate=validation_hits, choose_by="hit@10",
+        grid=({"lr": 3e-4}, {"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}),
+        null=Null("training pairs shuffled", shuffled_training, expected=0.0, margin=0.02),
+        condition=Condition(
+            "the baseline's hit@10 leaves room",
+            lambda arm: hit_at_10(arm.method, arm.splits.test), 0.0, 0.6))]

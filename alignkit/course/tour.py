@@ -7,7 +7,6 @@ from alignkit.claims import paper, rerun, stored
 from alignkit.course.notebook import execute
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-FIRST = "0-start/01-shared-space.ipynb"
 
 
 def tour(out: Path = Path("alignkit-tour")) -> None:
@@ -15,18 +14,19 @@ def tour(out: Path = Path("alignkit-tour")) -> None:
 
     Raises FileNotFoundError if the notebooks are not beside the package.
     """
-    notebook, started = NOTEBOOKS / FIRST, time.perf_counter()
-    if not notebook.is_file():
+    started, found = time.perf_counter(), sorted(NOTEBOOKS.glob("0-*/01-*.ipynb"))
+    if not found:
         raise FileNotFoundError(
-            f"{notebook} is not there: the notebooks stand in the repository; clone it and "
+            f"no notebooks in {NOTEBOOKS}: they stand in the repository; clone it and "
             'install with pip install -e ".[course]" -c constraints.txt')
+    notebook = found[0]
     slug = notebook.stem.split("-", 1)[1]
 
     _head("1 of 3 · pictures, names and two frozen encoders (once; then from the cache)")
     pairs = paper(slug).data("small")
     print(pairs.describe())
 
-    _head(f"2 of 3 · the notebook {FIRST}")
+    _head(f"2 of 3 · the notebook {notebook.name}")
     ran = execute(notebook, out / notebook.name, progress=True)
 
     _head("3 of 3 · its claim, re-run here with one seed and published with all of them")

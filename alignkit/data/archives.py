@@ -22,6 +22,8 @@ class UnsafeArchive(ValueError):
 
 
 class Member(NamedTuple):
+    """An entry of an archive, before anything of it is unpacked."""
+
     name: str
     kind: str  # "file", "folder", or what makes it unsafe: "a symbolic link" …
     size: int  # bytes, as declared by the archive

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignkit.evaluation.checks import class_labels, matrix, same_rows, unit_rows
+from alignkit.evaluation.checks import class_labels, matrix, unit_rows
 from alignkit.evaluation.retrieval import TIE, ranks
 
 

@@ -97,7 +97,7 @@ class Structure(Method):
         s = self.settings
         if s.strength == 0:  # a plain dual encoder, at a plain dual encoder's price
             return super().losses(outputs, batch, progress)
-        strength = s.strength * min(1.0, progress / s.ramp)
+        strength = s.strength * (min(1.0, progress / s.ramp) if s.ramp else 1.0)
         kept = [structure_loss(batch[column], outputs[name], s.tau, s.levels)
                 for name, column in s.towers.items()]
         return {**super().losses(outputs, batch, progress),

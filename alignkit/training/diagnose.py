@@ -7,7 +7,7 @@ import torch
 from alignkit.data import Pairs, Tokens
 from alignkit.parts import Method, Temperature
 from alignkit.training.loop import History, to_device
-from alignkit.training.randomness import seed_all
+from alignkit.training.randomness import kept_randomness, seed_all
 
 
 def diagnose(method: Method, pairs: Pairs, history: History | None = None) -> list[str]:
@@ -74,11 +74,10 @@ def _features(name: str, x: torch.Tensor, pairs: Pairs) -> list[str]:
 def _outputs(method: Method, pairs: Pairs) -> list[str]:
     was_training = method.training
     method.eval()
-    state = torch.get_rng_state()
     part = pairs.select(torch.arange(min(256, len(pairs))))
     device = next(iter(method.state_dict().values()), torch.zeros(())).device
-    outputs = method.encode(to_device(method.collate(part, seed_all(0)), device))
-    torch.set_rng_state(state)
+    with kept_randomness():
+        outputs = method.encode(to_device(method.collate(part, seed_all(0)), device))
     method.train(was_training)
     found = []
     for name, z in outputs.items():

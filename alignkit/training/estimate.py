@@ -9,7 +9,7 @@ import torch
 from alignkit.data import Pairs
 from alignkit.parts import Method
 from alignkit.training.loop import Budget, to_device
-from alignkit.training.randomness import batch_rows, seed_all
+from alignkit.training.randomness import batch_rows, kept_randomness, seed_all
 
 
 @dataclass(frozen=True)
@@ -42,29 +42,32 @@ def estimate(method: Method, pairs: Pairs, budget: Budget = Budget()) -> Estimat
     """Measure one step of each stage on a copy of `method`; nothing is changed."""
     weights, extra, trainable = memory_of(method)
     trial, seconds, most = copy.deepcopy(method).train(), 0.0, 0
-    state = torch.get_rng_state()
-    for index, stage in enumerate(trial.stages()):
-        if stage.solve:
-            continue
-        rows = stage.view(pairs)
-        steps = budget.steps if stage.steps is None else stage.steps
-        for step in range(2):  # the first is slower and is not counted
-            saved: dict[int, int] = {}
-
-            def keep(x: torch.Tensor) -> torch.Tensor:
-                saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-                return x
-
-            started = time.perf_counter()
-            generator = seed_all(0, index, step)
-            part = rows.select(batch_rows(len(rows), budget.batch_size, 0, index, step))
-            device = next(iter(trial.state_dict().values())).device
-            batch = to_device(trial.collate(part, generator), device)
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-                loss = sum(trial(batch, 0.5).values())
-            loss.backward()
-            took = time.perf_counter() - started
-        seconds += took * steps
-        most = max(most, sum(saved.values()))
-    torch.set_rng_state(state)
+    with kept_randomness():
+        for index, stage in enumerate(trial.stages()):
+            if stage.solve:
+                continue
+            rows = stage.view(pairs)
+            for step in range(2):  # the first is slower and is not counted
+                took, saved = _one_step(trial, rows, budget, index, step)
+            seconds += took * (budget.steps if stage.steps is None else stage.steps)
+            most = max(most, saved)
     return Estimate(seconds, weights, extra, most, trainable)
+
+
+def _one_step(method: Method, rows: Pairs, budget: Budget, index: int, step: int):
+    """(seconds, bytes kept for the backward pass) of one step."""
+    saved: dict[int, int] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    started = time.perf_counter()
+    generator = seed_all(0, index, step)
+    part = rows.select(batch_rows(len(rows), budget.batch_size, 0, index, step))
+    device = next(iter(method.state_dict().values())).device
+    batch = to_device(method.collate(part, generator), device)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss = sum(method(batch, 0.5).values())
+    loss.backward()
+    return time.perf_counter() - started, sum(saved.values())

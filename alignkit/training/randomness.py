@@ -2,6 +2,8 @@
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -22,6 +24,18 @@ def seed_all(*parts: object) -> torch.Generator:
     np.random.seed(seed % 2**32)
     random.seed(seed)
     return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def kept_randomness() -> Iterator[None]:
+    """Whatever is seeded or drawn inside, the three global generators come back."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
 
 
 @lru_cache(maxsize=2)
