@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         return globals()[f"_{args.command}"](args) or 0
     except BrokenPipeError:  # `alignkit list | head`
         return 0
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ImportError, ValueError, OSError, RuntimeError) as error:
         print(f"alignkit {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

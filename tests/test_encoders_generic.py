@@ -6,7 +6,7 @@ import torch
 from test_encoders import cosines, picture
 from torch.nn import functional as F
 
-from alignkit.encoders import load
+from alignkit.encoders import Encoder, load
 
 
 def test_hf_text_model_from_a_folder(tmp_path):
@@ -121,3 +121,18 @@ def test_a_module_of_the_user():
         load(torch.nn.Flatten(0)).encode(list(x))
     with pytest.raises(ValueError, match="pooled features only"):
         encoder.encode(list(x), tokens=True)
+
+
+def test_a_torch_mismatch_is_one_sentence(monkeypatch):
+    """What torchvision says by itself is about operators; the reader needs a command."""
+    def broken():
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    sentence = "torchvision 0.19.0 …: mend it with: pip install …"
+    monkeypatch.setattr("alignkit.encoders.encoder.mismatch", lambda: sentence)
+    encoder = Encoder("x", "any", {0: None}, "", "", broken)
+    with pytest.raises(ImportError, match="mend it with"):
+        encoder.start()
+    monkeypatch.setattr("alignkit.encoders.encoder.mismatch", lambda: None)
+    with pytest.raises(RuntimeError, match="nms"):
+        encoder.start()

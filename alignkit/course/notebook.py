@@ -43,6 +43,8 @@ METADATA = {
     },
     "language_info": {"name": "python"},
 }
+# ipykernel warns that its connection, on this machine only, is not encrypted.
+QUIET = ["--IPKernelApp.log_level=ERROR"]
 MARKER = re.compile(r"# %%(?P<markdown> \[markdown\])?(?: tags=(?P<tags>\[.*\]))?\s*$")
 
 
@@ -153,6 +155,7 @@ def execute(
             progress_bar=progress,
             cwd=path.parent,
             execution_timeout=timeout,
+            extra_arguments=QUIET,
         )
     notebook.metadata = METADATA
     for cell in notebook.cells:

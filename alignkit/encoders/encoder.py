@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.data.columns import Tokens
+from alignkit.versions import mismatch
 
 
 class Output(NamedTuple):
@@ -50,9 +51,18 @@ class Encoder:
         return max(self.widths) if k == -1 else k
 
     def start(self) -> None:
-        """Read the weights now rather than at the first call."""
+        """Read the weights now rather than at the first call.
+
+        Raises ImportError in one sentence if torch, torchvision and torchaudio are not
+        builds of one release: their own message would name missing operators.
+        """
         if self._run is None:
-            self._run = self.build()
+            try:
+                self._run = self.build()
+            except (ImportError, OSError, RuntimeError) as error:
+                if found := mismatch():
+                    raise ImportError(found) from error
+                raise
 
     def outputs(
         self, inputs: list, layers: Sequence[int] = (-1,), tokens: bool = False
