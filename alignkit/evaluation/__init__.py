@@ -1,7 +1,13 @@
-"""Measures: retrieval, classification, geometry and calibration."""
+"""Measures: retrieval, classification, geometry, calibration and detection."""
 
 from alignkit.evaluation.calibration import expected_calibration_error
-from alignkit.evaluation.classify import class_embeddings, linear_probe, zero_shot
+from alignkit.evaluation.classify import (
+    class_embeddings,
+    knn_probe,
+    linear_probe,
+    zero_shot,
+)
+from alignkit.evaluation.detection import auroc, fpr_at_95, maximum_concept_matching
 from alignkit.evaluation.evaluate import encode_pairs, evaluate_retrieval
 from alignkit.evaluation.geometry import (
     alignment,
@@ -14,10 +20,14 @@ from alignkit.evaluation.geometry import (
     rice_k,
     uniformity,
 )
+from alignkit.evaluation.linear_maps import CanonicalMaps, cca, procrustes
 from alignkit.evaluation.retrieval import ranks, retrieval
 
 __all__ = [
+    "CanonicalMaps",
     "alignment",
+    "auroc",
+    "cca",
     "cka",
     "cka_debiased",
     "class_embeddings",
@@ -25,10 +35,14 @@ __all__ = [
     "encode_pairs",
     "evaluate_retrieval",
     "expected_calibration_error",
+    "fpr_at_95",
+    "knn_probe",
     "linear_probe",
+    "maximum_concept_matching",
     "modality_gap",
     "mutual_knn",
     "mutual_knn_grid",
+    "procrustes",
     "ranks",
     "retrieval",
     "rice_k",

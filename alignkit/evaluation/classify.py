@@ -1,4 +1,4 @@
-"""Classification without training (zero-shot) and with a linear probe."""
+"""Classification without training (zero-shot, neighbours) and by a linear probe."""
 
 from collections.abc import Sequence
 
@@ -68,6 +68,64 @@ def zero_shot(image_z: Tensor, class_z: Tensor, labels: Tensor) -> dict[str, flo
         "balanced_accuracy": _balanced(rank == 1, labels),
         "n": n,
         "n_classes": n_classes,
+    }
+
+
+def knn_probe(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    k: int = 20,
+    chunk: int = 1024,
+) -> dict[str, float]:
+    """Test accuracy of a vote among the k nearest training rows by cosine.
+
+    Each neighbour has one vote (Cover & Hart 1967). Rows that tie for the last places
+    share them, and a class that ties with the right one counts against the model, so
+    the order of rows and classes never decides. A collapsed space gives the share of
+    the largest training class.
+
+    Args:
+        train_x: [n, d]. train_y: LongTensor [n].
+        test_x: [m, d]. test_y: LongTensor [m]. k: 1 to n.
+        chunk: test rows at a time; chunk * n cosines exist at once.
+
+    Returns:
+        accuracy, balanced_accuracy, k, n_train, n_test, n_classes.
+    """
+    train_x, test_x = unit_rows(train_x, "train_x"), unit_rows(test_x, "test_x")
+    if train_x.shape[1] != test_x.shape[1]:
+        raise ValueError(
+            f"train_x has width {train_x.shape[1]} and test_x {test_x.shape[1]}; "
+            "both must lie in one space"
+        )
+    if not 1 <= k <= len(train_x) or chunk < 1:
+        raise ValueError(
+            f"k is {k} and chunk {chunk}; k must lie between 1 and {len(train_x)}, "
+            "the number of training rows, and chunk be above 0"
+        )
+    train_y = class_labels(train_y, "train_y", len(train_x)).to(train_x.device)
+    test_y = class_labels(test_y, "test_y", len(test_x)).to(train_x.device)
+    n_classes = int(max(train_y.max(), test_y.max())) + 1
+    labels = F.one_hot(train_y, n_classes).to(train_x)
+    rank = []
+    for x, y in zip(test_x.to(train_x).split(chunk), test_y.split(chunk), strict=True):
+        cosines = x @ train_x.T
+        kth = cosines.topk(k, dim=1).values[:, -1:]
+        nearer = cosines > kth + TIE
+        tied = ~nearer & (cosines >= kth - TIE)
+        left = k - nearer.sum(1, keepdim=True)
+        votes = (nearer + tied * (left / tied.sum(1, keepdim=True))).to(labels) @ labels
+        rank.append(ranks(votes, F.one_hot(y, n_classes).bool(), tie=1e-5))
+    right = torch.cat(rank) == 1
+    return {
+        "accuracy": float(right.double().mean()),
+        "balanced_accuracy": _balanced(right, test_y),
+        "k": k,
+        "n_train": len(train_x),
+        "n_test": len(test_x),
+        "n_classes": len(train_y.unique()),
     }
 
 

@@ -1,12 +1,27 @@
 """Floor 2: losses, layers and the method contract."""
 
+from alignkit.parts.attention import (
+    AttentionPooling, CrossAttention, TokenEmbedding, TransformerDecoder,
+    TransformerEncoder,
+)  # fmt: skip
 from alignkit.parts.dual_encoder import DualEncoder
-from alignkit.parts.layers import Temperature, projector
-from alignkit.parts.losses import info_nce, logits_of, positives_of
+from alignkit.parts.layers import Experts, Temperature, projector
+from alignkit.parts.losses import (
+    alignment_loss, distillation_loss, info_nce, logits_of, positives_of, sigmoid_loss,
+    triplet_loss, uniformity_loss,
+)  # fmt: skip
 from alignkit.parts.method import Method, Settings, Stage
 from alignkit.parts.optimise import optimise_inputs
-from alignkit.parts.similarity import cosine, unit
+from alignkit.parts.similarity import (
+    cosine, gramian_volume, gramian_volumes, late_interaction, unit,
+)  # fmt: skip
+from alignkit.parts.text import WordPieces, mask_words
+from alignkit.parts.tokens import mean_pool
 
-__all__ = ["DualEncoder", "Method", "Settings", "Stage", "Temperature", "cosine",
-           "info_nce", "logits_of", "optimise_inputs", "positives_of", "projector",
-           "unit"]
+__all__ = ["AttentionPooling", "CrossAttention", "DualEncoder", "Experts", "Method",
+           "Settings", "Stage", "Temperature", "TokenEmbedding", "TransformerDecoder",
+           "TransformerEncoder", "WordPieces", "alignment_loss", "cosine",
+           "distillation_loss", "gramian_volume", "gramian_volumes", "info_nce",
+           "late_interaction", "logits_of", "mask_words", "mean_pool",
+           "optimise_inputs", "positives_of", "projector", "sigmoid_loss",
+           "triplet_loss", "uniformity_loss", "unit"]

@@ -1,6 +1,7 @@
 """Small layers that many methods share."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,3 +42,37 @@ def projector(d_in: int, d_out: int, kind: str = "linear") -> nn.Module:
     if kind == "mlp":
         return nn.Sequential(nn.Linear(d_in, d_out), nn.GELU(), nn.Linear(d_out, d_out))
     raise ValueError(f"kind must be 'linear' or 'mlp', got {kind!r}")
+
+
+class Experts(nn.Module):
+    """A mixture of experts: a softmax gate weighs their outputs, row by row.
+
+    weights = softmax(W x); only the `top` largest are kept (None: all), and with
+    `renormalise` divided by their sum, which is the softmax over the kept logits;
+    output = Σ_e weights_e · expert_e(x) (Shazeer et al. 2017, without noise).
+    All experts are computed: an expert that a row has not chosen gets no gradient from
+    it, but no time is saved. Nothing balances their use: watch the mean of `weights`.
+    """
+
+    def __init__(self, width: int, experts: Sequence[nn.Module], top: int | None = None,
+                 renormalise: bool = True):
+        super().__init__()
+        self.experts = nn.ModuleList(experts)
+        self.top = len(self.experts) if top is None else top
+        if not 1 <= self.top <= len(self.experts):
+            raise ValueError(f"top must lie between 1 and the number of experts, "
+                             f"{len(self.experts)}, got {top}")
+        self.gate = nn.Linear(width, len(self.experts), bias=False)
+        self.renormalise = renormalise
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [..., width] -> mixed [..., d of the experts' output], weights [..., e]."""
+        logits = self.gate(x)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        weights = logits.to(wide).softmax(-1)
+        kept, places = weights.topk(self.top, dim=-1)
+        if self.renormalise:
+            kept = kept / kept.sum(-1, keepdim=True)
+        weights = torch.zeros_like(weights).scatter(-1, places, kept)
+        outputs = torch.stack([expert(x) for expert in self.experts], dim=-1)
+        return (outputs * weights[..., None, :].to(outputs)).sum(-1), weights

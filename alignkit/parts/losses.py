@@ -1,4 +1,6 @@
-"""Losses on unit rows."""
+"""Losses on unit rows, scores and logits."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -17,6 +19,28 @@ def logits_of(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
         return scale * (a.to(wide) @ b.to(wide).T)
 
 
+def _logits(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
+    """`logits_of`, if the shapes fit."""
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"a and b must be [n, d] and [m, d], got {tuple(a.shape)} and "
+                         f"{tuple(b.shape)}")
+    return logits_of(a, b, scale)
+
+
+def _pairs_or(positives: Tensor | None, logits: Tensor) -> Tensor:
+    """Right answers, bool [n, m]: `positives`, or the diagonal if there are none."""
+    n, m = logits.shape
+    if positives is None:
+        if n != m:
+            raise ValueError(f"a has {n} rows and b {m}: without positives they must "
+                             "be pairs")
+        return torch.eye(n, dtype=torch.bool, device=logits.device)
+    if positives.shape != logits.shape or positives.dtype != torch.bool:
+        raise ValueError(f"positives must be {(n, m)} and bool, got "
+                         f"{tuple(positives.shape)} and {positives.dtype}")
+    return positives
+
+
 def info_nce(a: Tensor, b: Tensor, scale: Tensor | float,
              positives: Tensor | None = None) -> Tensor:
     """Symmetric InfoNCE, the mean of both directions.
@@ -26,28 +50,122 @@ def info_nce(a: Tensor, b: Tensor, scale: Tensor | float,
     with several it is SupCon's L_out (Khosla et al. 2020, equation 2).
 
     Args:
-        a, b: unit rows [n, d] and [m, d]; row i of both is a pair if `positives` is None.
+        a, b: unit rows [n, d] and [m, d]; row i of both is a pair if no `positives`.
         scale: 1 / temperature, a number or a scalar tensor.
         positives: bool [n, m], True at right answers.
     Raises:
         ValueError: shapes do not fit, or a row or column has no right answer.
     """
-    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(f"a and b must be [n, d] and [m, d], got {tuple(a.shape)} and "
-                         f"{tuple(b.shape)}")
-    logits = logits_of(a, b, scale)
+    logits = _logits(a, b, scale)
     if positives is None:
-        if len(a) != len(b):
-            raise ValueError(f"a has {len(a)} rows and b {len(b)}: without positives "
-                             "they must be pairs")
+        _pairs_or(None, logits)
         rows = torch.arange(len(a), device=a.device)
         return (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
-    if positives.shape != logits.shape:
-        raise ValueError(f"positives must be {tuple(logits.shape)}, got "
-                         f"{tuple(positives.shape)}")
+    positives = _pairs_or(positives, logits)
     if not (positives.any(0).all() and positives.any(1).all()):
         raise ValueError("positives has a row or column with no right answer")
     target = positives.to(logits.dtype)
     forth = F.cross_entropy(logits, target / target.sum(1, keepdim=True))
     back = F.cross_entropy(logits.T, target.T / target.T.sum(1, keepdim=True))
     return (forth + back) / 2
+
+
+def sigmoid_loss(a: Tensor, b: Tensor, scale: Tensor | float, bias: Tensor | float,
+                 positives: Tensor | None = None) -> Tensor:
+    """Every pair of rows judged by itself: is it a right answer or not?
+
+    L = −1/n Σ_i Σ_j log σ( sign_ij · (scale · a_i·b_j + bias) ), sign_ij = 1 at right
+    answers, else −1 (Zhai et al. 2023, section 3.2: there scale = exp(t'), at
+    first 10, and bias, at first −10, are learned). No softmax, so a row may have any
+    number of right answers, also none.
+
+    Args:
+        a, b: unit rows [n, d] and [m, d]; row i of both is a pair if no `positives`.
+        scale, bias: numbers or scalar tensors.
+        positives: bool [n, m], True at right answers.
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    logits = _logits(a, b, scale) + bias
+    positives = _pairs_or(positives, logits)
+    return -F.logsigmoid(torch.where(positives, logits, -logits)).sum() / len(a)
+
+
+def triplet_loss(scores: Tensor, margin: float = 0.2, positives: Tensor | None = None,
+                 hardest: bool = True) -> Tensor:
+    """Hinge against the hardest negative in the batch, both directions.
+
+    L = mean_i ( max_j [margin + s_ij − s_ii]₊ + max_j [margin + s_ji − s_ii]₊ ) over
+    wrong answers j (Faghri et al. 2018, VSE++, equation 6; with hardest=False the sum
+    over j stands for the maximum, equation 5, which does not collapse at the start).
+    A row without a wrong answer adds 0.
+
+    Args:
+        scores: s [n, n], `logits_of(a, b, 1.0)` or any other; row i's pair is column i.
+        positives: bool [n, n], True where j is no wrong answer to i; pairs never are.
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    if scores.dim() != 2 or len(scores) != scores.shape[1]:
+        raise ValueError(f"scores must be [n, n], pairs on the diagonal, got "
+                         f"{tuple(scores.shape)}")
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    pairs = _pairs_or(None, scores)
+    right = pairs if positives is None else pairs | _pairs_or(positives, scores)
+    own = scores.diagonal()
+    total = 0
+    for side, rights in ((scores, right), (scores.T, right.T)):
+        hinge = (margin + side - own[:, None]).relu().masked_fill(rights, 0)
+        total = total + (hinge.amax(1) if hardest else hinge.sum(1)).mean()
+    return total
+
+
+def distillation_loss(student: Tensor, teacher: Tensor,
+                      temperature: float = 1.0) -> Tensor:
+    """The student's softmax towards the teacher's, softened.
+
+    L = temperature² · mean over rows of KL( softmax(teacher / temperature) ‖
+    softmax(student / temperature) ) (Hinton et al. 2015, section 2: the square keeps
+    the gradient's size as temperature grows). No gradient reaches the teacher.
+
+    Args:
+        student, teacher: finite logits [..., c].
+    Raises:
+        ValueError: shapes differ, or temperature is not above 0.
+    """
+    if student.shape != teacher.shape or student.dim() == 0 or not temperature > 0:
+        raise ValueError(f"student is {tuple(student.shape)}, teacher "
+                         f"{tuple(teacher.shape)} and temperature {temperature}: "
+                         "shapes must be the same and temperature above 0")
+    wide = torch.promote_types(student.dtype, torch.float32)
+    soft = F.log_softmax(teacher.detach().to(wide) / temperature, dim=-1)
+    found = F.log_softmax(student.to(wide) / temperature, dim=-1)
+    return temperature**2 * (soft.exp() * (soft - found)).sum(-1).mean()
+
+
+def alignment_loss(a: Tensor, b: Tensor, alpha: float = 2) -> Tensor:
+    """mean_i |a_i − b_i|^alpha over paired unit rows [n, d] (Wang & Isola 2020,
+    section 4.1). For alpha = 2 it is 2 − 2 · mean cosine.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    if a.dim() != 2 or a.shape != b.shape:
+        raise ValueError(f"a and b must be paired rows [n, d], got {tuple(a.shape)} "
+                         f"and {tuple(b.shape)}")
+    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    return (a.to(wide) - b.to(wide)).norm(dim=1).pow(alpha).mean()
+
+
+def uniformity_loss(x: Tensor, t: float = 2) -> Tensor:
+    """log of the mean over pairs i ≠ j of exp(−t |x_i − x_j|²), unit rows x [n, d]
+    (Wang & Isola 2020, section 4.1). 0, its largest value, when all rows are equal.
+
+    Raises:
+        ValueError: x is no matrix of at least two rows.
+    """
+    if x.dim() != 2 or len(x) < 2:
+        raise ValueError(f"x must be [n, d] with at least 2 rows, got {tuple(x.shape)}")
+    with torch.autocast(x.device.type, enabled=False):
+        far = F.pdist(x.to(torch.promote_types(x.dtype, torch.float32))).square()
+    return torch.logsumexp(-t * far, dim=0) - math.log(len(far))
