@@ -89,6 +89,23 @@ def test_doctor_agrees_with_its_exit_code(capsys):
     assert code == 0 or last.startswith("mend it with: ")
 
 
+@pytest.mark.parametrize("what, well", [("missing", True), ("cached", True),
+                                        ("broken", False)])
+def test_doctor_does_not_miss_what_is_optional(capsys, monkeypatch, tmp_path, what, well):
+    from alignkit.course import doctor
+
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path))
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features" / "x.safetensors").touch()
+    rows = [("minilm", "cached", 10), ("stamps", what, 10)]
+    monkeypatch.setattr(doctor, "state", lambda rehash: rows)
+    code, out, _ = run(capsys, "doctor")
+    said = "all is well" if well else "mend it with: python -c "
+    assert (code == 0) == well and said in out.splitlines()[-1]
+    assert ("optional: fetched when" in out) == (what == "missing")
+    assert well or "asset('stamps')" in out.splitlines()[-1]
+
+
 def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])

@@ -100,6 +100,8 @@ def test_address_asks_the_package_clients(monkeypatch):
     assert downloads.address("npm:@a/x@1") == "https://mirror.example/x.whl"
     assert asked[0][:3] == (sys.executable, "-m", "pip") and asked[0][-1] == "x==1"
     assert asked[1][1:] == ("view", "@a/x@1", "dist.tarball")
+    downloads.address("pip:x==1@win_arm64")  # the wheel of another system
+    assert asked[2][-5:] == ("--platform", "win_arm64", "--target", ".", "x==1")
     assert downloads.address("hf:org/model@main:a.bin").endswith(
         "/org/model/resolve/main/a.bin"
     )

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from asset_server import own_cache, server, sha, tarred, zipped  # noqa: F401
+from test_archives import ar
 
+from alignkit.data import download as downloads
 from alignkit.data import fetch
 
 SVG = {f"svg/{i}.svg": b"<svg>%d</svg>" % i for i in range(5)}
@@ -186,6 +188,66 @@ def test_a_wrong_brought_file_is_left_aside(server, tmp_path, monkeypatch):
     assert (tmp_path / "pictures.zip").read_bytes() == b"something else"
 
 
+def deb_entry(**changes) -> tuple[dict, bytes]:
+    deb = ar({"data.tar.xz": tarred({"./usr/share/x/a.txt": b"A", "./b": b"B"}, "w:xz")})
+    source = {
+        "from": "apt:x-data=1.0", "file": "x-data_1.0_all.deb", "sha256": sha(deb),
+        "bytes": len(deb), "members": {"usr/share/x/*": ""},
+    } | changes  # fmt: skip
+    return {"files": {"a.txt": sha(b"A")}, "sources": [source], "hint": "Ask Ann."}, deb
+
+
+def apt_get(monkeypatch, deb: bytes) -> list:
+    """apt-get that brings `deb`; what it was asked, and where."""
+    asked = []
+
+    def run(command, *, cwd, **settings):
+        asked.append(command)
+        (Path(cwd) / "x-data_1.0_all.deb").write_bytes(deb)
+        return subprocess.CompletedProcess(command, 0, stdout="Get:1 x", stderr="")
+
+    monkeypatch.setattr(downloads.subprocess, "run", run)
+    return asked
+
+
+def test_a_debian_package_is_brought_by_apt(monkeypatch):
+    entry, deb = deb_entry()
+    asked = apt_get(monkeypatch, deb)
+    assert read(fetch.ensure("x", entry)) == {"a.txt": b"A"}  # and not b
+    assert [command[:2] for command in asked] == [("apt-get", "download")]
+    assert asked[0][-1] == "x-data=1.0"
+    archives = fetch.cache_dir() / "archives" / "x"
+    assert [path.name for path in archives.iterdir()] == ["x-data_1.0_all.deb"]
+
+
+def test_another_debian_package_of_the_name_is_refused(monkeypatch):
+    entry, _ = deb_entry()
+    apt_get(monkeypatch, b"of another release")
+    with pytest.raises(fetch.FetchError, match="another one: expected(.|\n)*Ask Ann"):
+        fetch.ensure("x", entry)
+    assert not list((fetch.cache_dir() / "archives" / "x").iterdir())
+
+
+def test_without_apt_a_debian_package_is_brought_by_hand(tmp_path, monkeypatch):
+    entry, deb = deb_entry()
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(fetch.FetchError, match="apt-get is not installed here"):
+        fetch.ensure("x", entry)
+    (tmp_path / "x-data_1.0_all.deb").write_bytes(deb)
+    monkeypatch.setenv("ALIGNKIT_BRING", str(tmp_path))
+    assert read(fetch.ensure("x", entry)) == {"a.txt": b"A"}
+
+
+def test_optional_assets_and_those_of_other_machines_are_left_out(server, monkeypatch):
+    entry = svg_entry(server)
+    shown = {"a": entry, "b": entry | {"optional": True},
+             "c": entry | {"machine": "Plan9-mips"}}  # fmt: skip
+    monkeypatch.setattr(fetch, "manifest", lambda: shown)
+    assert [name for name, _, _ in fetch.state()] == ["a", "b"]
+    assert list(fetch.fetch_all()) == ["a"] and list(fetch.fetch_all(["b"])) == ["b"]
+    assert [state for _, state, _ in fetch.state()] == ["cached", "cached"]
+
+
 def test_plain_files_and_nested_archives(server):
     inner = zipped({"weights": MODEL})
     packed = source(
@@ -204,7 +266,12 @@ def test_plain_files_and_nested_archives(server):
 def test_unknown_names_and_the_shipped_manifest():
     with pytest.raises(ValueError, match="'cats' is unknown; known: openmoji, "):
         fetch.asset("cats")
-    assert [state for _, state, _ in fetch.state()] == ["missing"] * 5
+    here = {name for name, entry in fetch.manifest().items()
+            if entry.get("machine", fetch.machine()) == fetch.machine()}  # fmt: skip
+    assert {(name, state) for name, state, _ in fetch.state()} == {
+        (name, "missing") for name in here
+    }
+    assert {"openmoji", "stamps"} <= here < set(fetch.manifest())
     for name, entry in fetch.manifest().items():
         assert entry["licence"] and entry["note"], name
         assert ("tree" in entry) != ("files" in entry), name
@@ -213,7 +280,8 @@ def test_unknown_names_and_the_shipped_manifest():
                 assert re.fullmatch("[0-9a-f]{64}", part["sha256"]), name
                 assert part["bytes"] > 0 and ("as" in part) != ("members" in part)
                 kind = part["from"].split(":")[0]
-                assert kind in ("pip", "npm", "hf", "https"), name
+                assert kind in ("pip", "npm", "hf", "https", "apt"), name
+                assert kind != "apt" or "hint" in entry, name
                 assert kind != "pip" or re.search(r"==\d", part["from"]), name
 
 

@@ -3,7 +3,7 @@
 import platform
 from importlib.metadata import requires
 
-from alignkit.data.fetch import cache_dir, state
+from alignkit.data.fetch import cache_dir, manifest, state
 from alignkit.versions import installed, mismatch
 
 INSTALL = 'pip install -e ".[course]" -c constraints.txt'
@@ -28,9 +28,15 @@ def doctor() -> int:
         mend.append(found.split("mend it with: ")[-1])
 
     print(f"cache: {cache_dir()}")
+    optional = {name for name, entry in manifest().items() if entry.get("optional")}
     for name, what, size in state(rehash=True):
-        print(f"  {name:20} {what:8} {size / 1e6:7.1f} MB")
-        if what != "cached":
+        is_spare = name in optional and what == "missing"
+        print(f"  {name:20} {what:8} {size / 1e6:7.1f} MB"
+              + ("  optional: fetched when it is asked for" if is_spare else ""))
+        if what == "broken" and name in optional:
+            mend.append('python -c "from alignkit.data.fetch import asset; '
+                        f"asset('{name}')\"")
+        elif what != "cached" and not is_spare:
             mend.append("alignkit features")
     sizes = [p.stat().st_size for p in (cache_dir() / "features").rglob("*.safetensors")]
     print(f"  {'features':20} {len(sizes)} files {sum(sizes) / 1e6:9.1f} MB")

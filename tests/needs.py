@@ -1,0 +1,16 @@
+"""Tests of an optional asset run where it can be had and say why where it cannot."""
+
+from pathlib import Path
+
+import pytest
+
+from alignkit.data.fetch import FetchError, asset
+
+
+def needs_asset(name: str) -> Path:
+    """Folder of an asset, fetched if it is missing; the test is skipped, with what to
+    install or bring, where no source serves."""
+    try:
+        return asset(name)
+    except FetchError as error:
+        pytest.skip(str(error))
