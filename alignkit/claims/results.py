@@ -148,14 +148,15 @@ def peak_memory_mb() -> int:
 
 def scoreboard(folder: Path = FOLDER) -> str:
     """The verdicts as a Markdown table."""
-    lines = ["| paper | claim | difference [95 % interval] | seeds | null | verdict |",
-             "|---|---|---|---|---|---|"]
+    lines = ["| paper | claim | data | difference [95 % interval] | seeds | null | verdict |",
+             "|---|---|---|---|---|---|---|"]
     for r in stored(folder=folder):
         i, why = r.interval, ""
         if r.verdict == NOT_RESOLVED:
             why = f" ({i['n']} seeds could have seen {r.detectable:.3f})"
         lines.append(
-            f"| {r.slug} | {r.sentence} | {i['mean']:+.3f} [{i['low']:+.3f}, "
+            f"| {r.slug} | {r.sentence} | {r.data['name']} ({r.data['kind']}) | "
+            f"{i['mean']:+.3f} [{i['low']:+.3f}, "
             f"{i['high']:+.3f}] {r.figure} | {i['n']} | "
             f"{'passed' if r.null['passed'] else 'not passed'} | **{r.verdict}**{why} |")
     return "\n".join(lines)
