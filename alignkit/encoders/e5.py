@@ -3,7 +3,7 @@
 import re
 import struct
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,16 +12,8 @@ import torch
 from torch import Tensor
 
 from alignkit.data.fetch import asset, manifest
-from alignkit.encoders.encoder import (
-    Encoder,
-    Output,
-    as_tokens,
-    device,
-    masked_mean,
-    random_hash,
-    seeded,
-)
-from alignkit.encoders.text import check_texts
+from alignkit.encoders.encoder import Encoder, random_hash, seeded
+from alignkit.encoders.text import states_of
 
 FILE = "e5-small-q4.bin"
 MAX_TOKENS = 512
@@ -55,18 +47,7 @@ def e5_multilingual(seed: int | None = None) -> Encoder:
         if seed is None:
             ours = model.state_dict()
             model.load_state_dict({k: x.view_as(ours[k]) for k, x in _weights(found)})
-        model = model.to(device()).eval()
-
-        def run(texts: list, layers: Sequence[int]) -> dict[int, Output]:
-            texts = [_normal(PREFIX + t, found.replace) for t in check_texts(texts)]
-            coded = tokenizer.encode_batch(texts)
-            ids = torch.tensor([x.ids for x in coded], device=device())
-            mask = torch.tensor([x.attention_mask for x in coded], device=device())
-            states = model(ids, mask, output_hidden_states=True).hidden_states
-            tokens = {k: as_tokens(states[k], mask.bool()) for k in layers}
-            return {k: Output(masked_mean(*t), t) for k, t in tokens.items()}
-
-        return run
+        return states_of(model, tokenizer, lambda t: _normal(PREFIX + t, found.replace))
 
     return Encoder(
         name="random:" * (seed is not None) + "text:e5-multilingual",

@@ -1,13 +1,15 @@
 """Text encoder: all-MiniLM-L6-v2 from its packaged weights, and its random twin."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
 from alignkit.data.fetch import asset, manifest
 from alignkit.encoders.encoder import (
     Encoder,
     Output,
+    Run,
     as_tokens,
     device,
     masked_mean,
@@ -39,17 +41,7 @@ def minilm(seed: int | None = None) -> Encoder:
             weights = load_file(folder / "model.safetensors")
             weights.pop("embeddings.position_ids")  # 0, 1, 2, …: no longer a weight
             model.load_state_dict(weights, strict=True)
-        model = model.to(device()).eval()
-
-        def run(texts: list, layers: Sequence[int]) -> dict[int, Output]:
-            found = tokenizer.encode_batch(check_texts(texts))
-            ids = torch.tensor([x.ids for x in found], device=device())
-            mask = torch.tensor([x.attention_mask for x in found], device=device())
-            states = model(ids, mask, output_hidden_states=True).hidden_states
-            tokens = {k: as_tokens(states[k], mask.bool()) for k in layers}
-            return {k: Output(masked_mean(*t), t) for k, t in tokens.items()}
-
-        return run
+        return states_of(model, tokenizer)
 
     return Encoder(
         name="random:" * (seed is not None) + "text:minilm",
@@ -60,6 +52,22 @@ def minilm(seed: int | None = None) -> Encoder:
         preprocessing=f"{MAX_TOKENS} tokens, masked mean; 1",
         build=build,
     )
+
+
+def states_of(model: nn.Module, tokenizer, prepare: Callable[[str], str] = str) -> Run:
+    """Every layer's tokens and their means, of a BERT-like `model` of transformers and a
+    `tokenizer` of tokenizers that pads; `prepare` is applied to each text first."""
+    model = model.to(device()).eval()
+
+    def run(texts: list, layers: Sequence[int]) -> dict[int, Output]:
+        found = tokenizer.encode_batch([prepare(text) for text in check_texts(texts)])
+        ids = torch.tensor([x.ids for x in found], device=device())
+        mask = torch.tensor([x.attention_mask for x in found], device=device())
+        states = model(ids, mask, output_hidden_states=True).hidden_states
+        tokens = {k: as_tokens(states[k], mask.bool()) for k in layers}
+        return {k: Output(masked_mean(*t), t) for k, t in tokens.items()}
+
+    return run
 
 
 def check_texts(texts: list) -> list[str]:
