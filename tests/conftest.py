@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 
@@ -13,4 +15,5 @@ def pytest_sessionstart(session):
     if session.config.args_source.name == "TESTPATHS":
         from alignkit.cli import main
 
-        main(["features"])
+        if main(["features"]):
+            pytest.exit("the features could not be made: see the line above", 1)

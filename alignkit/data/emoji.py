@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from alignkit.data.columns import Lazy
+from alignkit.data.corpora import choose, some_groups
 from alignkit.data.fetch import asset, manifest
 from alignkit.data.pairs import Pairs, Provenance
 
@@ -73,15 +74,9 @@ def emoji(language: str | Sequence[str] = "en", *, skin_tones: bool = False,
 
     Raises: ValueError for an unknown language or a number out of range.
     """
-    languages = [language] if isinstance(language, str) else list(language)
-    for code in languages or [""]:
-        if code not in LANGUAGES or languages.count(code) > 1:
-            raise ValueError(f"language {code!r} must be one of "
-                             f"{', '.join(LANGUAGES)}, each at most once")
+    languages = choose(language, LANGUAGES)
     if size < 8:
         raise ValueError(f"size must be at least 8 pixels, got {size}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1 group, got {limit}")
 
     folder = asset("openmoji") / "svg"
     drawn = {path.stem for path in folder.iterdir()}
@@ -93,12 +88,8 @@ def emoji(language: str | Sequence[str] = "en", *, skin_tones: bool = False,
             rows.append(row)
             pictures.append(folder / f"{stem}.svg")
             things.append(_thing(row, english[row.character]))
-    if limit is not None:
-        by_hash = sorted(set(things), key=lambda t: hashlib.sha256(t.encode()).digest())
-        chosen = set(by_hash[:limit])
-        kept = [i for i, thing in enumerate(things) if thing in chosen]
-        rows = [rows[i] for i in kept]
-        pictures, things = [pictures[i] for i in kept], [things[i] for i in kept]
+    kept = some_groups([things.index(thing) for thing in things], things, limit)
+    rows, pictures, things = ([part[i] for i in kept] for part in (rows, pictures, things))
 
     columns = {"image": Lazy(pictures, partial(draw, size=size))}
     present = {}

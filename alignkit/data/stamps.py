@@ -76,8 +76,6 @@ def stamps(language: str | Sequence[str] = "en", *, size: int = 224,
     """
     if size < 8:
         raise ValueError(f"size must be at least 8 pixels, got {size}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1 group, got {limit}")
     asked = choose(language, languages())
     found = read_stamps()
     group = groups(asked)
