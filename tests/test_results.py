@@ -81,7 +81,7 @@ def test_no_result_without_a_paper():
     assert all(name.endswith(".json") and name.split(".")[0] in slugs() for name in names)
 
 
-def test_code_hash_is_of_the_two_files(tmp_path, monkeypatch):
+def test_code_hash_is_of_the_code_in_two_files(tmp_path, monkeypatch):
     from alignkit.claims import results
     for part in ("methods", "claims"):
         (tmp_path / part).mkdir()
@@ -93,11 +93,41 @@ def test_code_hash_is_of_the_two_files(tmp_path, monkeypatch):
     method.write_bytes(b"x = 1\r\n")
     assert code_hash("a-b") == before  # a Windows checkout is not stale
     for path in (method, claims):
-        path.write_bytes(path.read_bytes() + b"\n")
+        path.write_bytes(path.read_bytes() + b"w = 1\n")
         assert code_hash("a-b") != before
         before = code_hash("a-b")
     (tmp_path / "claims" / "other.py").write_bytes(b"z = 2\n")
     assert code_hash("a-b") == before
+
+
+CODE = '''
+def half(x):
+    if x:
+        return "# no comment"
+    return x / 2
+'''
+MENDED = '''
+"""A card: x is halved."""  # new words
+
+def half(x):  # why
+    """Half of x,
+    nothing else."""
+
+    if x:
+        return "# no comment"   
+    # why not
+    return x / 2
+'''
+
+
+def test_words_may_be_mended_without_a_new_run():
+    from alignkit.claims.results import _code
+
+    assert _code(CODE) == _code(MENDED) == CODE.strip()
+    for other in (CODE.replace("2", "3"), CODE.replace("no comment", "none"),
+                  CODE.replace("        return", "    return").replace("if x:", "if x: x"),
+                  CODE + '"""not a docstring"""'):
+        assert _code(other) != _code(CODE)
 
 
 def test_the_readme_shows_the_scoreboard():

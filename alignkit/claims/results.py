@@ -1,9 +1,12 @@
 """Results on disk: one JSON a claim, read back, checked for staleness, and shown."""
 
+import ast
 import hashlib
+import io
 import json
 import os
 import sys
+import tokenize
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -103,13 +106,30 @@ def stored(slug: str | None = None, folder: Path = FOLDER) -> list[Result]:
 
 
 def code_hash(slug: str) -> str:
-    """sha256 over the paper's method and claim files: a result of other code is stale."""
+    """sha256 over the code of the paper's method and claim files: a result of other code
+    is stale. Words may be mended: docstrings, comments and empty lines do not count."""
     sha, name = hashlib.sha256(), slug.replace("-", "_") + ".py"
     for part in ("methods", "claims"):
         path = PACKAGE / part / name
         if path.is_file():
-            sha.update(path.read_bytes().replace(b"\r\n", b"\n"))
+            sha.update(_code(path.read_text("utf-8")).encode())
     return sha.hexdigest()
+
+
+def _code(source: str) -> str:
+    """Python source without docstrings, comments, empty lines and trailing spaces."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if (isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+                and ast.get_docstring(node, clean=False) is not None):
+            text = node.body[0]
+            lines[text.lineno - 1:text.end_lineno] = [""] * (
+                text.end_lineno - text.lineno + 1)
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def package_hash() -> str:
