@@ -7,9 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.data import Pairs
+from alignkit.parts.large_batch import processes, tiled_info_nce
 from alignkit.parts.layers import Temperature, projector
 from alignkit.parts.losses import info_nce, positives_of
 from alignkit.parts.similarity import cosine, unit
+
+# Rows whose logits are made whole, which is simpler and equal; more, or rows of several
+# processes, go tile by tile.
+WHOLE = 2048
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,12 @@ class Method(nn.Module):
 
     def losses(self, outputs: dict, batch: dict, progress: float) -> dict[str, Tensor]:
         """Scalars named `…_loss`, summed by the trainer; progress in [0, 1] carries
-        ramps."""
+        ramps. The default takes the rows of all processes for its softmax."""
         first, second = (outputs[name] for name in self.settings.towers)
-        return {"contrastive_loss": info_nce(first, second, self.temperature(),
-                                             positives_of(batch["item"]))}
+        scale, item = self.temperature(), batch["item"]
+        if len(first) > WHOLE or processes()[1] > 1:
+            return {"contrastive_loss": tiled_info_nce(first, second, scale, item)}
+        return {"contrastive_loss": info_nce(first, second, scale, positives_of(item))}
 
     def forward(self, batch: dict, progress: float = 0.0) -> dict[str, Tensor]:
         return self.losses(self.encode(batch), batch, progress)

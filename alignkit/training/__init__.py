@@ -1,8 +1,9 @@
 """Floor 3: the training loop, checkpoints, estimates and diagnosis."""
 
+from alignkit.training.budget import Budget
 from alignkit.training.diagnose import diagnose
 from alignkit.training.estimate import Estimate, estimate, memory_of
-from alignkit.training.loop import Budget, History, NonFiniteLoss, fit, to_device
+from alignkit.training.loop import History, NonFiniteLoss, fit, to_device
 from alignkit.training.randomness import batch_rows, seed_all, seed_of
 
 __all__ = ["Budget", "Estimate", "History", "NonFiniteLoss", "batch_rows", "diagnose",

@@ -12,46 +12,10 @@ from tqdm.auto import tqdm
 
 from alignkit.data import Pairs, Tokens
 from alignkit.parts import Method, Stage
+from alignkit.parts.large_batch import cached_backward
 from alignkit.training import checkpoint
+from alignkit.training.budget import Budget, rate
 from alignkit.training.randomness import batch_rows, seed_all
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a run may spend, the same for every arm of a claim.
-
-    steps, batch_size: of each stage that names none (a batch is never larger than the
-    rows). lr: peak rate of AdamW; warmup: the part of the steps it rises linearly,
-    then a cosine to zero (`schedule='constant'` stays). clip: largest gradient norm.
-    precision: 'no', 'bf16' or 'fp16'. validate_every, save_every: in steps; 0 is
-    'at the end' and 'never'. select_by: the validation figure whose highest value picks
-    the weights to keep (None: the last weights); a stage may name its own.
-    """
-
-    steps: int = 300
-    batch_size: int = 512
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    warmup: float = 0.05
-    schedule: str = "cosine"
-    clip: float = 1.0
-    precision: str = "no"
-    validate_every: int = 0
-    save_every: int = 0
-    select_by: str | None = None
-
-    def __post_init__(self):
-        needs = {"steps": self.steps >= 0, "batch_size": self.batch_size >= 1,
-                 "lr": self.lr >= 0, "weight_decay": self.weight_decay >= 0,
-                 "warmup": 0 <= self.warmup <= 1, "clip": self.clip >= 0,
-                 "schedule": self.schedule in ("cosine", "constant"),
-                 "precision": self.precision in ("no", "bf16", "fp16"),
-                 "validate_every": self.validate_every >= 0,
-                 "save_every": self.save_every >= 0}
-        if wrong := [name for name, fits in needs.items() if not fits]:
-            raise ValueError("; ".join(f"{name} cannot be {getattr(self, name)!r}"
-                                       for name in wrong) + ": see Budget")
 
 
 @dataclass
@@ -108,16 +72,6 @@ def _accelerator(precision: str):
     AcceleratorState._reset_state(reset_partial_state=False)
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(mixed_precision=precision, kwargs_handlers=[unused])
-
-
-def rate(budget: Budget, step: int, steps: int) -> float:
-    """The factor on the learning rate at `step` of `steps`."""
-    warm = round(budget.warmup * steps)
-    if step < warm:
-        return (step + 1) / warm
-    if budget.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
@@ -236,13 +190,16 @@ class _Run:
 
         # Loss and gradient.
         model.train()
-        losses = model(batch, step / steps)
+        cached = self.budget.chunk and self.budget.chunk < len(part)
+        losses = (self._cached_gradients(batch, step / steps) if cached
+                  else model(batch, step / steps))
         loss = sum(losses.values())
         seen = {name: value.item() for name, value in losses.items()}
         if not all(map(math.isfinite, seen.values())):
             raise NonFiniteLoss(f"stage {stage.name!r} step {step}: {seen}; rows "
                                 f"{part.ids[:8]}{' …' if len(part) > 8 else ''}")
-        self.accelerator.backward(loss)
+        if not cached:
+            self.accelerator.backward(loss)
         if self.budget.clip:
             self.accelerator.clip_grad_norm_(model.parameters(), self.budget.clip)
         optimizer.step()
@@ -255,6 +212,19 @@ class _Run:
         every = self.budget.validate_every
         if self.validate and (step + 1 == steps or every and (step + 1) % every == 0):
             self._validate(stage, step + 1)
+
+    def _cached_gradients(self, batch: dict, progress: float) -> dict:
+        """The losses, their gradients in the parameters: `chunk` rows at a time, then
+        averaged over processes, because this passes DistributedDataParallel by."""
+        scaler = self.accelerator.scaler
+        with self.accelerator.autocast():
+            losses = cached_backward(self.method, batch, progress, chunk=self.budget.chunk,
+                                     **({"scale": scaler.scale} if scaler else {}))
+        if self.accelerator.num_processes > 1:
+            for parameter in (p for p in self.method.parameters() if p.requires_grad):
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.accelerator.reduce(gradient, "mean")
+        return losses
 
     def _validate(self, stage: Stage, step: int) -> None:
         self.method.eval()
