@@ -1,6 +1,8 @@
 """Checkpoints: torn, foreign, of a killed run; and two processes."""
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import training_runs
-from training_runs import BUDGET, Noisy, assert_same, dual, pairs, train
+from training_runs import BUDGET, LONG, Noisy, assert_same, dual, pairs, train
 
 from alignkit.parts import Settings
 from alignkit.training import Budget, batch_rows, checkpoint, fit
@@ -96,24 +98,41 @@ def test_the_folder_of_another_run_is_refused(tmp_path, name):
         fit(method, rows, **{"budget": budget, **change}, folder=tmp_path)
 
 
-def test_a_run_killed_three_times_ends_with_the_same_bits(tmp_path):
-    """SIGKILL: no handler runs, nothing is flushed."""
+def test_a_run_killed_twenty_times_ends_with_the_same_bits(tmp_path):
+    """SIGKILL: no handler runs, nothing is flushed; half of them in a checkpoint's write."""
     whole_folder, killed_folder = tmp_path / "whole", tmp_path / "killed"
     killed_folder.mkdir()
-    method, history = train(whole_folder)
+    method, history = train(whole_folder, budget=LONG)
     run_script("kill", killed_folder)
     end = torch.load(killed_folder / "end.pt")
-    assert end["killed"] == 3
+    assert end["killed"] == 20
     assert_same(end["weights"], method.state_dict())
     assert end["steps"] == history.steps and end["validation"] == history.validation
     steps = [row["step"] for row in history.validation]
     best = max(history.validation[2:], key=lambda row: row["figure"])
-    assert len(steps) == 8 and best["step"] != BUDGET.steps  # the case has a best to keep
+    assert len(steps) == 27 and best["step"] != LONG.steps  # the case has a best to keep
     # The newest checkpoint is of the last step: weights, moving average and optimiser.
     (tensors, facts), (wanted, other) = map(checkpoint.newest, (killed_folder, whole_folder))
-    assert facts["step"] == other["step"] == BUDGET.steps
+    assert facts["step"] == other["step"] == LONG.steps
     assert {k.split(".")[0] for k in tensors} == {"model", "optimizer", "best"}
     assert_same(tensors, wanted)
+
+
+def test_a_full_disk_loses_nothing_that_was_saved(tmp_path):
+    saved(tmp_path, (1, 2))
+    child = os.fork()
+    if child == 0:  # a limit on files cannot be raised again, so in a process of its own
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))
+        try:
+            saved(tmp_path, (3,))
+        except OSError as error:
+            os._exit(0 if "disk" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert checkpoint.newest(tmp_path)[1]["step"] == 2
+    assert not list(tmp_path.glob("*.part"))  # nor does the half fill the disk further
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def run_script(*arguments, launch=()) -> None:

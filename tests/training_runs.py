@@ -1,14 +1,16 @@
 """Runs that tests start in processes of their own: one is killed, two are joined.
 
-`python training_runs.py kill FOLDER` trains, is killed three times and finishes;
+`python training_runs.py kill FOLDER` trains, is killed twenty times and finishes;
 `python training_runs.py joined FOLDER` is one process of two.
 """
 
+import itertools
 import os
 import random
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,10 +18,12 @@ from torch import nn
 
 from alignkit.data import Pairs
 from alignkit.parts import DualEncoder, Settings, Stage
-from alignkit.training import Budget, fit, seed_all
+from alignkit.training import Budget, checkpoint, fit, seed_all
 
 BUDGET = Budget(steps=24, batch_size=16, lr=1e-2, save_every=3, validate_every=4,
                 select_by="figure")
+# A checkpoint every second step, so that twenty lives each get on by one.
+LONG = replace(BUDGET, steps=100, save_every=2)
 
 
 def pairs(n: int = 50) -> Pairs:
@@ -75,36 +79,61 @@ def assert_same(found: dict, wanted: dict) -> None:
 
 def validate(method) -> dict[str, float]:
     """Highest in the middle of the run, so that the best weights are not the last."""
-    return {"figure": -abs(float(method.average.sum()) - method.settings.temperature)}
+    return {"figure": -abs(float(method.average.sum()) - 0.3)}
 
 
-def train(folder: Path | None = None, pause: float = 0.0):
+def train(folder: Path | None = None, pause: float = 0.0, budget: Budget = BUDGET):
     """(method, history) of the run that every test of resuming compares."""
     rows = pairs()
     seed_all(5)
     method = Noisy(Settings(width=3, learn_temperature=True), rows)
     method.pause = pause
-    return method, fit(method, rows, BUDGET, seed=3, validate=validate, folder=folder)
+    return method, fit(method, rows, budget, seed=3, validate=validate, folder=folder)
 
 
 def kill(folder: Path) -> None:
-    """Kill the run three times at a random moment after a new checkpoint, then finish it."""
+    """Kill the run twenty times, then finish it: at random moments after a new
+    checkpoint, or at a random moment while one is written."""
     draw, killed = random.Random(), 0
-    for _ in range(3):
+    for life in range(20):
         before = set(folder.glob("*.json"))
         child = os.fork()
         if child == 0:
-            train(folder, pause=0.05)
+            if life % 2:
+                kill_in_a_write(draw.randrange(8, 16))  # the first write is whole
+            train(folder, pause=0.02, budget=LONG)
             os._exit(0)
-        until = time.monotonic() + 60
-        while set(folder.glob("*.json")) <= before and time.monotonic() < until:
-            time.sleep(0.002)
-        time.sleep(draw.uniform(0, 0.2))
-        os.kill(child, signal.SIGKILL)
+        if life % 2 == 0:
+            until = time.monotonic() + 60
+            while set(folder.glob("*.json")) <= before and time.monotonic() < until:
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0, 0.1))
+            os.kill(child, signal.SIGKILL)
         killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    method, history = train(folder)
+    method, history = train(folder, budget=LONG)
     torch.save({"weights": method.state_dict(), "steps": history.steps, "killed": killed,
                 "validation": history.validation}, folder / "end.pt")
+
+
+def kill_in_a_write(moment: int) -> None:
+    """This process kills itself at its `moment`-th call of what writes a checkpoint; a
+    file that is written then is left half written. One checkpoint makes 8 calls."""
+    calls = itertools.count()
+
+    def fatal(function):
+        def call(*arguments, **named):
+            if next(calls) == moment:
+                if function in (checkpoint.save_file, Path.write_text):
+                    file = Path(arguments[1] if function is not Path.write_text
+                                else arguments[0])
+                    file.write_bytes(b"half of what was mea")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **named)
+        return call
+
+    checkpoint.save_file = fatal(checkpoint.save_file)
+    os.replace, os.fsync = fatal(os.replace), fatal(os.fsync)
+    Path.write_text, Path.unlink = fatal(Path.write_text), fatal(Path.unlink)
 
 
 def joined(folder: Path) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -14,16 +15,23 @@ KEEP = 2  # the newest, and one in case the disk tears it
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict) -> None:
     """Write checkpoint `step`. The JSON comes last and names the sha256 of the tensors,
-    so that a checkpoint is whole or not there."""
+    so that a checkpoint is whole or not there. Raises OSError if it cannot be written
+    (a full disk); the checkpoints before it stay."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.safetensors"
-    part = path.with_suffix(".part")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part)
-    facts = {**facts, "sha256": _sha256(part)}
-    _sync(part, path)
-    note = path.with_suffix(".json.part")
-    note.write_text(json.dumps(facts), "utf-8")
-    _sync(note, path.with_suffix(".json"))
+    part, note = path.with_suffix(".part"), path.with_suffix(".json.part")
+    try:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+                  part)
+        facts = {**facts, "sha256": _sha256(part)}
+        _sync(part, path)
+        note.write_text(json.dumps(facts), "utf-8")
+        _sync(note, path.with_suffix(".json"))
+    except (OSError, SafetensorError) as error:
+        for half in (part, note, path):  # without its JSON it is no checkpoint
+            half.unlink(missing_ok=True)
+        raise OSError(f"checkpoint {path} was not written (is the disk full?): {error}; "
+                      "those before it are whole") from error
     for old in sorted(folder.glob("step-*.json"))[:-KEEP]:
         old.with_suffix(".safetensors").unlink(missing_ok=True)
         old.unlink()
