@@ -36,21 +36,29 @@ def test_hf_text_model_from_a_folder(tmp_path):
     assert twin.weights_hash != encoder.weights_hash
 
 
-def test_hf_picture_model_from_a_folder(tmp_path):
-    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+@pytest.mark.parametrize("kind", ["ViT", "Dinov2"])
+def test_hf_picture_models_from_a_folder(kind, tmp_path):
+    import transformers
 
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
-    model = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=2, patch_size=8,
-                               num_attention_heads=2, intermediate_size=16,
-                               image_size=32)).eval()
+    transformers.BitImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32},
+        image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(tmp_path)
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=8, num_hidden_layers=2, patch_size=8, num_attention_heads=2,
+        intermediate_size=16, image_size=32)
+    model = getattr(transformers, f"{kind}Model")(config).eval()
     model.save_pretrained(tmp_path)
     encoder = load(f"hf:{tmp_path}")
     x = torch.from_numpy(np.asarray(picture(0, (32, 32))) / 127.5 - 1).float()
     with torch.no_grad():
-        wanted = model(x.permute(2, 0, 1)[None]).last_hidden_state
-    assert encoder.modality == "image"
+        wanted = model(x.permute(2, 0, 1)[None], output_hidden_states=True)
+    assert encoder.modality == "image" and encoder.widths == {0: 8, 1: 8, 2: 8}
     tokens = encoder.encode([picture(0, (32, 32))], tokens=True)[-1]
-    torch.testing.assert_close(tokens.values, wanted, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(tokens.values, wanted.last_hidden_state, atol=1e-4,
+                               rtol=1e-3)
+    first = encoder.encode([picture(0, (32, 32))], layers=[1])[1]
+    torch.testing.assert_close(first, wanted.hidden_states[1].mean(1), atol=1e-4,
+                               rtol=1e-3)
 
 
 def test_hf_two_towers(tmp_path):
@@ -85,6 +93,47 @@ def test_hf_two_towers(tmp_path):
     assert image[1].shape == (1, 8) and image[-1].shape == text[-1].shape == (1, 5)
     assert cosines(image[-1], seen.image_embeds) > 0.9999
     assert cosines(text[-1], seen.text_embeds) > 0.9999
+
+
+def test_hf_siglip_sees_its_padding(tmp_path):
+    """Its texts are padded to their full length, and it pools the last place."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        SiglipConfig,
+        SiglipImageProcessor,
+        SiglipModel,
+    )
+
+    plain = Tokenizer(models.WordLevel({"dog": 0, "[PAD]": 1, "red": 2}, "[PAD]"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="[PAD]",
+                            model_input_names=["input_ids"]).save_pretrained(tmp_path)
+    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    small = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "intermediate_size": 16}
+    model = SiglipModel(SiglipConfig(
+        text_config={**small, "vocab_size": 3, "max_position_embeddings": 4,
+                     "projection_size": 8, "bos_token_id": 0, "eos_token_id": 1},
+        vision_config={**small, "image_size": 32, "patch_size": 8})).eval()
+    model.save_pretrained(tmp_path)
+    x = torch.from_numpy(np.asarray(picture(0, (32, 32))) / 127.5 - 1).float()
+    with torch.no_grad():
+        seen = model(input_ids=torch.tensor([[0, 1, 1, 1], [2, 0, 1, 1]]),
+                     pixel_values=x.permute(2, 0, 1)[None])
+        states = model.text_model(torch.tensor([[2, 0, 1, 1]]),
+                                  output_hidden_states=True).hidden_states
+    image = load(f"hf:{tmp_path}#image").encode([picture(0, (32, 32))])[-1]
+    reader = load(f"hf:{tmp_path}#text")
+    text = reader.encode(["dog", "red dog"], layers=(1, -1))
+    assert cosines(image, seen.image_embeds) > 0.9999
+    assert cosines(text[-1], seen.text_embeds).min() > 0.9999
+    tokens = reader.encode(["dog", "red dog"], layers=[1], tokens=True)[1]
+    assert tokens.mask.tolist() == [[True] + [False] * 3, [True] * 2 + [False] * 2]
+    torch.testing.assert_close(text[1][1], states[1][0, :2].mean(0), atol=1e-5,
+                               rtol=1e-4)
+    alone = reader.encode(["dog"])[-1]  # what stands beside it changes nothing
+    torch.testing.assert_close(alone, text[-1][:1], atol=1e-5, rtol=1e-4)
 
 
 class Scale(torch.nn.Module):

@@ -18,6 +18,7 @@ from alignkit.data.pairs import Pairs
 from alignkit.encoders import add_features, load
 from alignkit.encoders import cache as cache_module
 from alignkit.encoders import features as features_module
+from alignkit.encoders.encoder import Encoder, Output
 
 
 @pytest.fixture
@@ -144,6 +145,17 @@ def test_the_key_tells_corpora_rows_layers_and_encoders_apart(own_cache):
     doubled = add_features(pairs, "x", Scale(2.0))["x_features"]
     tripled = add_features(pairs, "x", Scale(3.0))["x_features"]
     assert torch.equal(doubled * 1.5, tripled)
+
+
+def test_the_key_stays_what_it_was(own_cache):
+    """Another key would encode everything again, and published results could no longer
+    be told to rest on the same features."""
+    encoder = Encoder("x:y", "text", {0: 1}, "weights", "as it is; 1",
+                      lambda: lambda texts, layers: {0: Output(torch.ones(2, 1), None)})
+    add_features(Pairs.make({"text": ["a dog", "a cat"]}, ids=["0", "1"]), "text", encoder)
+    (folder,) = (own_cache / "features").glob("*/")
+    assert folder.name == (
+        "77e1f9fb32349b7e08068395a63aacfd576605bc14349b4deeb3310b0a9bf920")
 
 
 def start(nap: float, n: int, log: Path) -> subprocess.Popen:

@@ -34,7 +34,7 @@ class Encoder:
     """
 
     name: str
-    modality: str  # "image", "text", "sound" or "any"
+    modality: str  # "image", "text", "sound", "points", "video" or "any"
     widths: dict[int, int | None]  # None: known after the first call
     weights_hash: str
     preprocessing: str

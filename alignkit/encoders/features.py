@@ -14,7 +14,17 @@ from tqdm.auto import tqdm
 
 from alignkit.data.columns import Lazy, Tokens, digest
 from alignkit.data.pairs import Pairs
-from alignkit.encoders import bundles, e5, generic, image, text, whisper, yamnet
+from alignkit.encoders import (
+    bundles,
+    e5,
+    frames,
+    generic,
+    image,
+    points,
+    text,
+    whisper,
+    yamnet,
+)
 from alignkit.encoders.cache import BLOCK, Store
 from alignkit.encoders.encoder import Encoder
 
@@ -25,6 +35,7 @@ OFFLINE = {
     "text:e5-multilingual": e5.e5_multilingual,
     "sound:yamnet": yamnet.yamnet,
     "sound:whisper-tiny.en": whisper.whisper_tiny_en,
+    "points:grid": points.grid,
 }
 
 
@@ -33,10 +44,11 @@ def load(name: str | nn.Module, *, seed: int = 0) -> Encoder:
 
     name: `image:efficientnet-lite0`, `image:mobilenetv2`, `text:minilm`,
     `text:e5-multilingual`, `sound:yamnet`, `sound:whisper-tiny.en` (weights from
-    packages, offline once fetched), `timm:<model>`, `torchaudio:<bundle>`,
-    `hf:<id or folder>` (of CLIP `hf:<id>#image` or `#text`), `random:<any of these>`
-    for the twin of random weights drawn from `seed`, or an nn.Module that maps a batch
-    (a stacked tensor, or a list of texts or pictures) to [b, d].
+    packages, offline once fetched), `points:grid` (no weights), `timm:<model>`,
+    `torchaudio:<bundle>`, `hf:<id or folder>` (of CLIP `hf:<id>#image` or `#text`),
+    `frames:<image encoder>` for videos, `random:<any of these>` for the twin of random
+    weights drawn from `seed`, or an nn.Module that maps a batch (a stacked tensor, or a
+    list of texts or pictures) to [b, d].
 
     Raises ValueError for a name that is none of these.
 
@@ -58,10 +70,13 @@ def load(name: str | nn.Module, *, seed: int = 0) -> Encoder:
         return bundles.torchaudio_bundle(what, twin)
     if kind == "hf" and what:
         return generic.hugging_face(what, twin)
+    if kind == "frames" and what:
+        inner = what if twin is None else f"random:{what}"
+        return frames.frame_by_frame(load(inner, seed=seed))
     raise ValueError(
         f"name: {name!r} is no encoder; use {', '.join(OFFLINE)}, timm:<model>, "
-        "torchaudio:<bundle>, hf:<id or folder>, random:<one of these>, or pass an "
-        "nn.Module"
+        "torchaudio:<bundle>, hf:<id or folder>, frames:<image encoder>, random:<one of "
+        "these>, or pass an nn.Module"
     )
 
 
@@ -118,7 +133,8 @@ def _check_column(pairs: Pairs, column: str, encoder: Encoder) -> None:
     kind = ("text" if isinstance(found, list) else "tensor" if isinstance(found, Tensor)
             else "tokens" if isinstance(found, Tokens)
             else "image" if found.kind == "picture" else found.kind)
-    if kind == "tokens" or encoder.modality not in ("any", kind):
+    fits = {"any", kind} | ({"points", "video"} if kind == "tensor" else set())
+    if kind == "tokens" or encoder.modality not in fits:
         raise ValueError(f"column {column!r} holds {kind}; {encoder.name} encodes "
                          f"{encoder.modality}")
     if not pairs.present[column].any():

@@ -50,7 +50,7 @@ def hugging_face(source: str, seed: int | None = None) -> Encoder:
             model = AutoModel.from_config(config)
     model = model.float().to(device()).eval()
     read = {"text": _texts, "image": _pictures, "sound": _sounds}[modality]
-    prepare, how = read(folder)
+    prepare, how = read(folder, config)
     core, pool = model, None
     if tower:
         core = getattr(model, f"{TOWERS[tower]}_model")
@@ -63,10 +63,12 @@ def hugging_face(source: str, seed: int | None = None) -> Encoder:
             alone = [layers_of([sound]) for sound in inputs]
             return [together(outputs) for outputs in zip(*alone, strict=True)]
         batch = {k: v.to(device()) for k, v in prepare(inputs).items()}
+        mask = batch.get("attention_mask")
+        if _sees_padding(config):
+            batch.pop("attention_mask", None)
         found = core(**batch, output_hidden_states=True)
         # The last state is taken after the final norm, where the model has one.
         states = [*found.hidden_states[:-1], found.last_hidden_state]
-        mask = batch.get("attention_mask")
         if mask is not None:  # of frames, where a token stands for several
             mask = mask[:, ::max(1, mask.shape[1] // states[-1].shape[1])].bool()
         tokens = [as_tokens(x, mask) for x in states]
@@ -166,23 +168,34 @@ def _modality(source: str, tower: str, config) -> str:
                      "load")
 
 
-def _texts(source: str):
+def _sees_padding(config) -> bool:
+    """SigLIP was trained on texts padded to their full length, without a mask, and
+    pools the last place, be it padding (transformers says so in its docstrings)."""
+    return config.model_type.startswith("siglip")
+
+
+def _texts(source: str, config):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source)
     longest = min(tokenizer.model_max_length, MAX_TOKENS)
+    padding = "longest"
+    if _sees_padding(config):
+        padding = "max_length"
+        longest = getattr(config, "text_config", config).max_position_embeddings
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
 
     def prepare(texts: list) -> dict[str, Tensor]:
-        return tokenizer(check_texts(texts), padding=True, truncation=True,
-                         max_length=longest, return_tensors="pt")
+        return tokenizer(check_texts(texts), padding=padding, truncation=True,
+                         max_length=longest, return_attention_mask=True,
+                         return_tensors="pt")
 
-    return prepare, f"{longest} tokens"
+    return prepare, f"{longest} tokens" + ", all padded" * (padding != "longest")
 
 
-def _pictures(source: str):
+def _pictures(source: str, config):
     from transformers import AutoImageProcessor
 
     processor = AutoImageProcessor.from_pretrained(source)
@@ -193,7 +206,7 @@ def _pictures(source: str):
     return prepare, processor.to_json_string()
 
 
-def _sounds(source: str):
+def _sounds(source: str, config):
     from transformers import AutoFeatureExtractor
 
     extractor = AutoFeatureExtractor.from_pretrained(source)
