@@ -12,6 +12,7 @@ _HOME = {
     "Tokens": "alignkit.data.pairs",
     "emoji": "alignkit.data.emoji",
     "scenes": "alignkit.data.scenes",
+    "clips": "alignkit.data.clips",
     "stamps": "alignkit.data.stamps",
     "speech": "alignkit.data.speech",
     "furniture": "alignkit.data.furniture",

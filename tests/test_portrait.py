@@ -46,9 +46,18 @@ def test_what_is_missing_stays_empty():
     assert [len(axis.collections) for axis in figure.axes[:7]] == [1, 1, 0, 1, 1, 1, 1]
 
 
+def test_a_video_is_four_frames_from_first_to_last():
+    films = Lazy([10, 20], lambda s: torch.full((7, 4, 4, 3), s, dtype=torch.uint8)
+                 + torch.arange(7, dtype=torch.uint8)[:, None, None, None], "video")
+    figure = portrait(Pairs.make({"video": films, "text": ["a", "b"]}), 2)
+    shown = [int(axis.images[0].get_array()[0, 0, 0]) for axis in figure.axes]
+    assert shown == [10, 20, 12, 22, 14, 24, 16, 26]
+    assert [axis.get_title() for axis in figure.axes] == [""] * 6 + ["a", "b"]
+
+
 def test_wrong_arguments_are_named():
     for n in (0, 9):
         with pytest.raises(ValueError, match="n must be 1 to 8"):
             portrait(made(), n)
-    with pytest.raises(ValueError, match=r"no pictures, sounds or points in \['text'\]"):
+    with pytest.raises(ValueError, match=r"no pictures, videos, sounds or points in \['text'\]"):
         portrait(made().only("text"))

@@ -1,4 +1,6 @@
-"""A corpus at a glance: some rows with their pictures, sounds, points and words."""
+"""A corpus at a glance: rows with their pictures, videos, sounds, points and words."""
+
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -12,19 +14,21 @@ def portrait(pairs: Pairs, n: int = 6):
     one line for each column that can be drawn, and the words below.
 
     Pictures are shown, sounds drawn over time (seconds), points [m, 3] seen from the
-    front. Where a row lacks something its place is empty.
+    front; of a video four frames, the first above and the last below. Where a row lacks
+    something its place is empty.
 
     Raises ValueError if no column can be drawn, or n is not 1 to the number of rows.
     """
     if not 1 <= n <= len(pairs):
         raise ValueError(f"n must be 1 to {len(pairs)}, the number of rows, got {n}")
-    drawn = {name: draw for name, column in pairs.columns.items()
-             if (draw := _way_to_draw(column))}
+    drawn = [(name, draw) for name, column in pairs.columns.items()
+             for draw in _ways_to_draw(column)]
     # Pictures last: the words stand under them.
-    drawn = dict(sorted(drawn.items(), key=lambda item: item[1] is _tile))
+    drawn.sort(key=lambda line: line[1] is _tile)
     if not drawn:
-        raise ValueError(f"no pictures, sounds or points in {sorted(pairs.columns)}")
-    lacking = sum((~pairs.present[name]).long() for name in drawn)
+        raise ValueError("no pictures, videos, sounds or points in "
+                         f"{sorted(pairs.columns)}")
+    lacking = sum((~pairs.present[name]).long() for name in {name for name, _ in drawn})
     rows = (lacking == lacking.min()).nonzero()[:, 0].tolist()
     if len(rows) < n:
         rows = lacking.argsort(stable=True)[:n].sort().values.tolist()
@@ -32,7 +36,7 @@ def portrait(pairs: Pairs, n: int = 6):
 
     side = WIDTH / n
     figure, axes = _figure(len(drawn), n, height=len(drawn) * (side + 0.15) + 0.8)
-    for line, (name, draw) in zip(axes, drawn.items(), strict=True):
+    for line, (name, draw) in zip(axes, drawn, strict=True):
         line[0].set_ylabel(name, size=8)
         for axis, row in zip(line, rows, strict=True):
             axis.set(xticks=[], yticks=[])
@@ -47,13 +51,18 @@ def portrait(pairs: Pairs, n: int = 6):
     return figure
 
 
-def _way_to_draw(column):
-    """The function that draws a cell of this column, if there is one."""
+def _ways_to_draw(column) -> list:
+    """The functions that draw a cell of this column, one for each of its lines."""
     if isinstance(column, Lazy):
-        return _tile if column.kind == "picture" else _wave
+        return {"picture": [_tile], "sound": [_wave],
+                "video": [partial(_frame, share=i / 3) for i in range(4)]}[column.kind]
     if isinstance(column, Tensor) and column.dim() == 3 and column.shape[-1] == 3:
-        return _points
-    return None
+        return [_points]
+    return []
+
+
+def _frame(axis, video: Tensor, share: float) -> None:
+    _tile(axis, video[round(share * (len(video) - 1))])
 
 
 def _wave(axis, sound) -> None:

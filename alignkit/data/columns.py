@@ -21,15 +21,17 @@ class Tokens(NamedTuple):
 
 
 class Lazy:
-    """Pictures or sounds that are read when they are asked for.
+    """Pictures, sounds or videos that are read when they are asked for.
 
     `sources` are paths or small descriptions (one a row); `read(source)` gives a PIL
-    RGB image (`kind="picture"`) or `(waveform [t], rate in Hz)` (`kind="sound"`).
+    RGB image (`kind="picture"`), `(waveform [t], rate in Hz)` (`kind="sound"`) or
+    frames [t, h, w, 3] (uint8, RGB; `kind="video"`).
     """
 
     def __init__(self, sources: Sequence, read: Callable, kind: str = "picture"):
-        if kind not in ("picture", "sound"):
-            raise ValueError(f"kind must be 'picture' or 'sound', got {kind!r}")
+        if kind not in ("picture", "sound", "video"):
+            raise ValueError("kind must be 'picture', 'sound' or 'video', "
+                             f"got {kind!r}")
         self.sources, self.read, self.kind = list(sources), read, kind
 
     def __len__(self) -> int:

@@ -10,12 +10,16 @@ from torch import Tensor
 from alignkit.data.storage import read_sound
 
 
-def choose(language: str | Sequence[str], known: Sequence[str]) -> list[str]:
-    """The languages asked for. Raises ValueError for one that is not in `known`."""
+def choose(language: str | Sequence[str], known: Sequence[str],
+           what: str = "language") -> list[str]:
+    """The languages (or `what` it is) asked for.
+
+    Raises ValueError for one that is not in `known`.
+    """
     asked = [language] if isinstance(language, str) else list(language)
     for code in asked or [""]:
         if code not in known or asked.count(code) > 1:
-            raise ValueError(f"language {code!r} must be one of {', '.join(known)}, "
+            raise ValueError(f"{what} {code!r} must be one of {', '.join(known)}, "
                              "each at most once")
     return asked
 

@@ -1,21 +1,21 @@
-"""The first corpus: OpenMoji drawings with their CLDR names in 14 languages."""
+"""The first corpus: drawings of emoji with their CLDR names in 14 languages."""
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Sequence
 from functools import cache, partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 
 from alignkit.data.columns import Lazy
-from alignkit.data.corpora import choose, some_groups
+from alignkit.data.corpora import choose, column, some_groups, together
 from alignkit.data.fetch import asset, manifest
 from alignkit.data.pairs import Pairs, Provenance
+from alignkit.data.styles import (
+    ALIKE, STYLES, bare, content, draw, drawings, read_keywords,
+)  # fmt: skip
 
 LANGUAGES = ("en", "ar", "de", "es", "fa", "fr", "id", "it", "ja", "ko", "pt", "ru",
              "tr", "zh")  # fmt: skip
@@ -57,7 +57,9 @@ class _Emoji(NamedTuple):
 
 
 def emoji(language: str | Sequence[str] = "en", *, skin_tones: bool = False,
-          size: int = 224, limit: int | None = None) -> Pairs:
+          size: int = 224, limit: int | None = None,
+          style: str | Sequence[str] = "openmoji",
+          keywords: str | Sequence[str] = ()) -> Pairs:
     """1,914 emoji (3,944 with skin tones), each a drawing and its name.
 
     Columns: `image` (Lazy, RGB of size × size on white), `text` (the name in the first
@@ -71,60 +73,92 @@ def emoji(language: str | Sequence[str] = "en", *, skin_tones: bool = False,
         skin_tones: also the variants of a person or hand in five skin tones.
         size: side of the drawings in pixels.
         limit: only so many groups, the same at each call (for tests and small runs).
+        style: whose drawings: "openmoji", "noto" (1,652), "twemoji" (1,908), "fluent"
+            (1,594). Of several, one after the other, ids are "1F600 noto", the label
+            `style` says whose a row is, and the drawings of a thing are one item.
+        keywords: languages of CLDR (about 130) for a column of keywords ("animal,
+            dog, pet"), `keywords`, then `keywords_<code>`; 326 flags, families and
+            other sequences have none.
 
-    Raises: ValueError for an unknown language or a number out of range.
+    Raises: ValueError for an unknown language or style or a number out of range;
+        FetchError, which says what to install or bring, where a style is not here.
     """
     languages = choose(language, LANGUAGES)
+    styles = choose(style, list(STYLES), "style")
     if size < 8:
         raise ValueError(f"size must be at least 8 pixels, got {size}")
+    drawn = {name: drawings(name) for name in styles}
+    known = {column("text", code, languages[0]): names(code) for code in languages}
+    if keywords:
+        read = read_keywords(keywords)
+        keywords = list(read)
+        known |= {column("keywords", code, keywords[0]): words
+                  for code, words in read.items()}
 
-    folder = asset("openmoji") / "svg"
-    drawn = {path.stem for path in folder.iterdir()}
-    english = names("en")
-    rows, pictures, things = [], [], []
-    for row in _unicode_list():
-        stem = next((s for s in (row.code, _plain(row.code)) if s in drawn), None)
-        if stem and (skin_tones or not re.search("1F3F[B-F]", row.code)):
-            rows.append(row)
-            pictures.append(folder / f"{stem}.svg")
-            things.append(_thing(row, english[row.character]))
-    kept = some_groups([things.index(thing) for thing in things], things, limit)
-    rows, pictures, things = ([part[i] for i in kept] for part in (rows, pictures, things))
-
-    columns = {"image": Lazy(pictures, partial(draw, size=size))}
-    present = {}
-    for code in languages:
-        column = "text" if code == languages[0] else f"text_{code}"
-        known = names(code)
-        columns[column] = [known.get(row.character, "") for row in rows]
-        present[column] = torch.tensor([row.character in known for row in rows])
-    label_names = {"group": _distinct(r.group for r in rows),
-                   "subgroup": _distinct(r.subgroup for r in rows)}
+    found = [row for row in _unicode_list()
+             if (skin_tones or not re.search("1F3F[B-F]", row.code))
+             and any(bare(row.code) in each for each in drawn.values())]
+    item, group, things = _alike(found, drawn)
+    at = [(name, i) for name in styles for i in some_groups(group, things, limit)
+          if bare(found[i].code) in drawn[name]]
+    rows = [found[i] for _, i in at]
+    stems = {code: path.stem for code, path in drawings("openmoji").items()}
+    values = {"group": [row.group for row in rows],
+              "subgroup": [row.subgroup for row in rows]}
+    if len(styles) > 1:
+        values["style"] = [name for name, _ in at]
+    label_names = {label: _distinct(each) for label, each in values.items()}
+    texts = {name: [_said(words, row.character) for row in rows]
+             for name, words in known.items()}
+    pictures = [drawn[name][bare(found[i].code)] for name, i in at]
     return Pairs.make(
-        columns,
-        ids=[path.stem for path in pictures],
-        item=_first_alike([_content(path) for path in pictures]),
-        group=_first_alike(things),
-        present=present,
-        labels={label: torch.tensor([known.index(getattr(row, label)) for row in rows])
-                for label, known in label_names.items()},
+        {"image": Lazy(pictures, partial(draw, size=size)), **texts},
+        ids=[stems[bare(found[i].code)] + f" {name}" * (len(styles) > 1)
+             for name, i in at],
+        item=_first_alike([item[i] for _, i in at]),
+        group=_first_alike([group[i] for _, i in at]),
+        present={name: torch.tensor([bool(text) for text in each])
+                 for name, each in texts.items()},
+        labels={label: torch.tensor([label_names[label].index(value) for value in each])
+                for label, each in values.items()},
         label_names=label_names,
-        provenance=Provenance(
-            "emoji", "real", "drawings CC BY-SA 4.0 (OpenMoji); names Unicode-3.0",
-            "OpenMoji 17.0.0, CLDR names of emoji 2.16.0", RECIPE,
-            sources_hash(["openmoji", "emoji-names", "emoji-groups"],
-                         f"{RECIPE} {languages} {skin_tones} {size} {limit}"),
-        ),
+        provenance=_provenance(languages, styles, keywords,
+                               f"{RECIPE} {languages} {skin_tones} {size} {limit}"),
     )  # fmt: skip
 
 
-def draw(path: Path, size: int) -> Image.Image:
-    """An SVG file as an RGB picture of size × size on white."""
-    import resvg_py
+def _provenance(languages: list[str], styles: list[str], keywords: str | Sequence[str],
+                recipe: str) -> Provenance:
+    drawn = [STYLES[name] for name in styles]
+    assets = [*(style.asset for style in drawn), "emoji-names", "emoji-groups"]
+    source = f"{', '.join(s.source for s in drawn)}, CLDR names of emoji 2.16.0"
+    if keywords:
+        assets, recipe = [*assets, "emoji-keywords"], f"{recipe} {keywords}"
+        source += ", keywords of CLDR 48.2.0"
+    return Provenance(
+        "emoji", "real",
+        f"drawings {', '.join(s.licence for s in drawn)}; names Unicode-3.0",
+        source, RECIPE, sources_hash(assets, recipe),
+    )  # fmt: skip
 
-    png = resvg_py.svg_to_bytes(svg_path=str(path), width=size, height=size,
-                                background="white")
-    return Image.open(io.BytesIO(bytes(png))).convert("RGB")
+
+def _alike(rows: list[_Emoji], drawn: dict[str, dict]) -> tuple[list, list, list]:
+    """(item, group, thing) of each emoji: items share a drawing, groups a thing too."""
+    english = names("en")
+    things = [_thing(row, english[row.character]) for row in rows]
+    if list(drawn) != ["openmoji"]:
+        same = {thing: alike[0] for alike in ALIKE for thing in alike}
+        things = [same.get(thing, thing) for thing in things]
+    contents = [[content(each[bare(row.code)]) for each in drawn.values()
+                 if bare(row.code) in each] for row in rows]
+    keys = [[("thing", thing), *each]
+            for thing, each in zip(things, contents, strict=True)]
+    return together(contents), together(keys), things
+
+
+def _said(words: dict[str, str], character: str) -> str:
+    """What a table says of a character; some leave its variation selectors out."""
+    return words.get(character) or words.get(character.replace("\ufe0f", ""), "")
 
 
 def names(language: str) -> dict[str, str]:
@@ -159,10 +193,6 @@ def _unicode_list() -> list[_Emoji]:
     return found
 
 
-def _plain(code: str) -> str:
-    return code.replace("-FE0F", "")
-
-
 def _thing(row: _Emoji, name: str) -> str:
     """What the drawing shows, its variants aside: equal for what must stay together."""
     if row.subgroup == "keycap":
@@ -173,7 +203,7 @@ def _thing(row: _Emoji, name: str) -> str:
         return "circle"  # phases of the moon: the full one is the yellow circle
     if re.fullmatch("1F5(5[0-9A-F]|6[0-7])", row.code):
         return "clock"
-    code = re.sub("-1F3F[B-F]", "", _plain(row.code))  # skin tones
+    code = re.sub("-1F3F[B-F]", "", bare(row.code))  # skin tones
     code = re.sub("-200D-(2640|2642|27A1|1F9B[0-3])", "", code)  # ♀ ♂ ➡, hair
     code = re.sub("1F46[89]", "1F9D1", code)  # man, woman: person
     if code == "1F46A" or re.fullmatch(f"{MEMBER}(-200D-{MEMBER})+", code):
@@ -193,16 +223,11 @@ def _same() -> dict[str, str]:
     return {code: codes[0] for codes in sets for code in codes}
 
 
-def _content(path: Path) -> bytes:
-    """The drawing in an SVG file: its text without spaces and ids."""
-    return re.sub(rb'\s+(id="[^"]*")?', b"", path.read_bytes())
-
-
 def _first_alike(values: list) -> list[int]:
     """For each value the row where it stands first: a number for equal values."""
     first: dict = {}
     return [first.setdefault(value, row) for row, value in enumerate(values)]
 
 
-def _distinct(values) -> list[str]:
+def _distinct(values: list[str]) -> list[str]:
     return list(dict.fromkeys(values))

@@ -136,7 +136,7 @@ def draw_scene(scene: tuple[str, tuple], folder: Path, size: int) -> Image.Image
         shift = (side - inner) / 2
         parts.append(
             f'<g transform="translate({thing.x + shift} {thing.y + shift}) '
-            f'scale({inner / 72})">{_drawing(folder, NOUNS[thing.noun])}</g>'
+            f'scale({inner / 72})">{drawing(folder, NOUNS[thing.noun])}</g>'
         )
     svg = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {CANVAS} {CANVAS}">'
            f'{"".join(parts)}</svg>')  # fmt: skip
@@ -145,8 +145,8 @@ def draw_scene(scene: tuple[str, tuple], folder: Path, size: int) -> Image.Image
 
 
 @cache
-def _drawing(folder: Path, code: str) -> str:
-    """What stands inside the <svg> of a file."""
+def drawing(folder: Path, code: str) -> str:
+    """What stands inside the <svg> of an OpenMoji file, of 72 × 72 units."""
     path = folder / f"{code}.svg"
     if not path.is_file():
         path = folder / f"{code}-FE0F.svg"

@@ -1,6 +1,7 @@
-"""`Pairs` on disk: tensors in safetensors, the rest in JSON, pictures as PNG files and
-sounds as WAV files of 32-bit floats, so that what comes back is what was saved. A
-folder is written under a temporary name and renamed when whole."""
+"""`Pairs` on disk: tensors in safetensors, the rest in JSON, pictures as PNG files,
+sounds as WAV files of 32-bit floats and videos as a safetensors file each, so that what
+comes back is what was saved. A folder is written under a temporary name and renamed
+when whole."""
 
 import json
 import os
@@ -67,17 +68,24 @@ def read_sound(path: Path) -> tuple[Tensor, int]:
     return torch.from_numpy(wave.mean(1)), rate
 
 
+def read_video(path: Path) -> Tensor:
+    """The frames [t, h, w, 3] (uint8) of a file that `save` wrote."""
+    return load_file(path)["frames"]
+
+
 def _lazy_files(folder: Path, name: str, column: Lazy) -> dict:
     """Write each row's file; a row without a source (a missing modality) has none."""
     from scipy.io import wavfile  # FLAC and 16 bits would cut what lies outside [-1, 1]
 
     (folder / name).mkdir()
-    ending = {"picture": "png", "sound": "wav"}[column.kind]
+    ending = {"picture": "png", "sound": "wav", "video": "safetensors"}[column.kind]
     files = [None if source is None else f"{name}/{row:07d}.{ending}"
              for row, source in enumerate(column.sources)]
     for row, file in enumerate(files):
         if file and column.kind == "picture":
             column[row].save(folder / file)
+        elif file and column.kind == "video":
+            save_file({"frames": column[row].contiguous()}, folder / file)
         elif file:
             wave, rate = column[row]
             wavfile.write(folder / file, rate, wave.float().cpu().numpy())
@@ -106,7 +114,8 @@ def _pack(value, key: str, tensors: dict):
 def _unpack(packed: dict, tensors: dict, folder: Path):
     if "lazy" in packed:
         paths = [file and folder / file for file in packed["files"]]
-        read = open_picture if packed["lazy"] == "picture" else read_sound
+        read = {"picture": open_picture, "sound": read_sound,
+                "video": read_video}[packed["lazy"]]
         return Lazy(paths, read, packed["lazy"])
     if "tensor" in packed:
         return tensors[packed["tensor"]]
