@@ -1,6 +1,7 @@
 """The `alignkit` command, called in this process."""
 
 import csv
+import dataclasses
 import random
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from alignkit.claims import load, scoreboard, slugs, stored
+from alignkit.claims import load, paper, scoreboard, slugs, stored
 from alignkit.cli import COMMANDS, main
 from alignkit.data import Pairs
 from alignkit.data.fetch import cache_dir
@@ -185,6 +186,13 @@ def test_reproduce_on_pairs_of_ones_own(capsys, tmp_path, slug):
     """From a table of drawn pictures to written results, at the scale for tests."""
     path = table(tmp_path, 70, captions=3)
     pairs = Pairs.from_table(path)
+    if labels := getattr(paper(slug), "LABELS", ()):  # a table has none
+        assert labels[0] in one_line(capsys, "reproduce", slug, "--pairs", path)
+        pairs = dataclasses.replace(
+            pairs, labels={name: pairs.item % (3 + k) for k, name in enumerate(labels)},
+            label_names={name: list("abcd")[:3 + k] for k, name in enumerate(labels)})
+        path = tmp_path / "pairs"
+        pairs.save(path)
     for old in (cache_dir() / "runs").glob(f"*-{pairs.provenance.hash[:8]}"):
         shutil.rmtree(old)  # kept from an earlier run of this test
     code, out, _ = run(capsys, "reproduce", slug, "--scale", "tiny", "--seeds", 5,

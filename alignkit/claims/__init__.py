@@ -1,6 +1,7 @@
 """Floor 5: the papers' claims as experiments, and their published results.
 
-A paper's file here gives `NEEDS` (the columns a user's own pairs must have, or None),
+A paper's file here gives `NEEDS` (the columns a user's own pairs must have, or None), if
+they must have labels too `LABELS`,
 `data(scale, pairs=None) -> Pairs` (the corpus with features; `pairs` are a user's own)
 and `claims(pairs, scale) -> list[Claim]`.
 """

@@ -27,6 +27,7 @@ from alignkit.parts import DualEncoder, Method, Settings
 from alignkit.training import Budget, seed_of
 
 NEEDS = ("image", "text")
+LABELS = ("group", "subgroup")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     """
     s = SCALES[scale]
     pairs = image_text(scale, pairs, s.limit)
-    if missing := {"group", "subgroup"} - set(pairs.labels):
+    if missing := set(LABELS) - set(pairs.labels):
         raise ValueError(f"pairs has no labels {sorted(missing)}: give every row a class "
                          "(`group`) and a finer one (`subgroup`), both with label_names")
     for column, encoder in (("image", s.image), ("text", s.text)):
