@@ -13,6 +13,9 @@ COMMANDS = {
     "features": "fill the feature cache for the default corpora",
     "doctor": "what is installed, cached and missing, and how to mend it",
     "student": "write the student version of the notebooks: alignkit student DIR",
+    "grade": "the marks of students' notebooks: alignkit grade NOTEBOOK or FOLDER",
+    "map": "the notebooks in the order of reading, and what each one needs",
+    "which": "which method when, with its published verdicts",
 }
 
 
@@ -51,6 +54,24 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--out", type=Path, default=Path("alignkit-results"),
                            help="folder for the result files")
     made["student"].add_argument("folder", type=Path)
+    grade = made["grade"]
+    grade.description += (
+        ". Runs the set-up and the exercises of each notebook in a process of its own, "
+        "with a time limit, but in no sandbox: students' code has your rights; use a "
+        "container for notebooks that you do not trust. The exit code is 0 if every "
+        "exercise is right, else 1.")
+    grade.add_argument("path", type=Path, metavar="NOTEBOOK",
+                       help="or a folder, for a table of all that are in it")
+    grade.add_argument("--exercises", metavar="SLUG",
+                       help="whose exercises they are, where neither the file's name nor "
+                            "the title card tells")
+    grade.add_argument("--seconds", type=float, default=20, metavar="N",
+                       help="limit for an exercise (default: 20)")
+    grade.add_argument("--json", type=Path, metavar="FILE",
+                       help="write the marks there too")
+    for name in ("map", "which"):
+        made[name].add_argument("--write", action="store_true",
+                                help="bring notebooks/README.md up to date")
     return parser
 
 
@@ -156,6 +177,53 @@ def _student(args) -> None:
 
     for path in sorted(NOTEBOOKS.glob("*/*.ipynb")):
         print(student(path, args.folder / path.relative_to(NOTEBOOKS)))
+
+
+def _grade(args) -> int:
+    from alignkit.course.grade import SIGNS, grade, write
+
+    if args.seconds <= 0:
+        raise ValueError(f"--seconds must be above 0, got {args.seconds:g}")
+    if args.json and not args.json.absolute().parent.is_dir():
+        raise ValueError(f"--json {args.json}: no such folder; make it first")
+    many = args.path.is_dir()
+    paths = sorted(p for p in args.path.rglob("*.ipynb")
+                   if ".ipynb_checkpoints" not in p.parts) if many else [args.path]
+    if not paths:
+        raise ValueError(f"{args.path}: no notebooks in this folder")
+    marks = {}
+    for path in paths:
+        name = str(path.relative_to(args.path) if many else path)
+        try:
+            marks[name] = given = grade(path, args.exercises, args.seconds)
+        except (OSError, ValueError) as error:
+            if not many:
+                raise
+            marks[name] = str(error)
+            print(f"{name}: not graded: {error}", flush=True)
+            continue
+        total = f"{sum(m.points for m in given)}/{len(given)}"
+        if many:
+            row = ", ".join(f"{m.exercise} {SIGNS[m.state]}" for m in given)
+            print(f"{name}: {total}  {row}", flush=True)
+        else:
+            print("\n".join(f"{m.points}  {m.message}" for m in given) + f"\n{total}")
+    if args.json:
+        print(f"written to {write(marks, args.json)}")
+    return int(not all(isinstance(given, list) and all(m.points for m in given)
+                       for given in marks.values()))
+
+
+def _map(args) -> None:
+    from alignkit.course.guide import map_text, write
+
+    print(f"written to {write()}" if args.write else map_text())
+
+
+def _which(args) -> None:
+    from alignkit.course.guide import which_text, write
+
+    print(f"written to {write()}" if args.write else which_text())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,10 @@ before, but a similarity in which every patch takes its best word and every word
 patch, retrieve better, most where a caption names several things; and the best patch of a
 word shows where the thing is.
 
+Use it when: captions name several things of a picture, or it must be shown where a word
+points, and both encoders give tokens. Not when the gallery is large and memory is short
+(every token is stored and compared), or when one vector a side already says all there is.
+
 Equations, u_ia the unit tokens of picture i, w_jc those of text j:
     C[i, j, a, c] = u_ia · w_jc
     s_image[i, j] = mean over patches a of max over real words c of C[i, j, a, c]

@@ -8,6 +8,11 @@ geometry that the encoders had. A regulariser that keeps the neighbourhoods, and
 the pair of layers that agree most instead of the last ones, make retrieval better; most
 where pairs are fewest.
 
+Use it when: both encoders are good and frozen, and there are only some hundred pairs: it
+costs one line in the loss and keeps the encoders' neighbourhoods. With a thousand pairs
+and more expect little of it, and keep the last layers unless a validation set says
+otherwise.
+
 Equations, for one modality, x [n, d_in] the frozen features and z [n, d] the head's
 outputs of a batch:
     x̂ = x/‖x‖ − mean(x/‖x‖), the same for z          (centred after normalising)
