@@ -16,13 +16,13 @@ Decided by pilots on the baselines alone, before `filip` was run on this corpus:
 
 - 1,200 scenes (of 800, eight seeds could only have shown a difference of 0.065 in hit@1,
   of 1,200 one of 0.03), where `pooled` stands at about 0.42 and leaves room both ways.
-  The sheet of facts names 2–5 thousand pairs and 20–40 epochs; 150 steps of 64 are 11
+  The experiment was planned with 2–5 thousand pairs and 20–40 epochs; 150 steps of 64 are 11
   epochs, which is the price of two cores, for every arm.
 - 60 captions for single objects: with all pairs `pooled` stands at 0.94 there and a gain
   would be pressed against the ceiling; with 60 they are as hard as two objects (0.43).
 - Pointing is compared with the pooled heads, not with chance: their heads, applied to
   single tokens, already point far above chance, so chance would have been no test.
-- Margin 0.02: 5 % of 0.42, the least that the sheet calls a gain.
+- Margin 0.02: 5 % of 0.42, the least that was to be called a gain.
 """
 
 from collections.abc import Mapping

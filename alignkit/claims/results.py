@@ -85,6 +85,8 @@ class Result:
             f"(inside {null['expected']:g} ± {null['margin']:g})",
             f"  condition   {self.pilot['condition']}: {self.pilot['value']:.3g}, "
             f"{'present' if self.pilot['present'] else 'ABSENT'}",
+            *([f"  paper       {paper['baseline']:g} -> {paper['method']:g}: {paper['source']}"]
+              if (paper := self.paper) else []),
             f"  data        {self.data['name']} ({self.data['kind']}), scale {self.scale}",
             f"  cost        {self.seconds:.0f} s, peak {self.peak_memory_mb} MB",
         ])

@@ -70,11 +70,11 @@ def late_interaction(a: Tokens, b: Tokens, *, chunk: int = 8) -> tuple[Tensor, T
     return torch.cat(a_to_b), torch.cat(b_to_a)
 
 
-def _volume(gram: Tensor) -> Tensor:
+def _volume(products: Tensor) -> Tensor:
     """√det of Gram matrices [..., k, k]. Where the determinant is 0 (or, by rounding,
     below) the volume is at its minimum, and the gradient there is 0, not infinite."""
-    squared = torch.linalg.det(gram)
-    positive = squared > 0
+    squared = torch.linalg.det(products)
+    positive = ~(squared <= 0)  # NaN stays NaN
     return torch.where(positive, squared, 1.0).sqrt() * positive
 
 
