@@ -49,15 +49,16 @@ def load(folder: Path) -> tuple[dict, dict]:
         raise FileNotFoundError(f"{folder} holds no pairs.json: not written by save")
     try:
         tree = json.loads((folder / "pairs.json").read_text("utf-8"))
-        if tree.get("format") == FORMAT:
+        if tree["format"] == FORMAT:
             tensors = load_file(folder / "pairs.safetensors")
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise ValueError(f"{folder} is damaged: {error}; save it again") from None
-    if tree.get("format") != FORMAT:
-        raise ValueError(f"{folder}: format {tree.get('format')!r}, this version reads "
-                         f"{FORMAT}")
-    columns = {name: _unpack(c, tensors, folder) for name, c in tree["columns"].items()}
-    return columns, _unpack(tree["rest"], tensors, folder)
+            columns = {name: _unpack(c, tensors, folder)
+                       for name, c in tree["columns"].items()}
+            return columns, _unpack(tree["rest"], tensors, folder)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError,
+            SafetensorError) as error:  # whatever a changed file may lead to
+        raise ValueError(f"{folder} is damaged ({type(error).__name__}: {error}); save "
+                         "it again") from None
+    raise ValueError(f"{folder}: format {tree['format']!r}, this version reads {FORMAT}")
 
 
 def read_sound(path: Path) -> tuple[Tensor, int]:
@@ -111,9 +112,17 @@ def _pack(value, key: str, tensors: dict):
                         "dicts and JSON values can be saved") from None
 
 
+def _inside(folder: Path, file: str) -> Path:
+    """The file's path, if it lies in `folder`: a foreign folder may name any file."""
+    path = folder / file
+    if Path(file).is_absolute() or ".." in Path(file).parts or path.is_symlink():
+        raise ValueError(f"{file!r} leads out of the folder")
+    return path
+
+
 def _unpack(packed: dict, tensors: dict, folder: Path):
     if "lazy" in packed:
-        paths = [file and folder / file for file in packed["files"]]
+        paths = [file and _inside(folder, file) for file in packed["files"]]
         read = {"picture": open_picture, "sound": read_sound,
                 "video": read_video}[packed["lazy"]]
         return Lazy(paths, read, packed["lazy"])

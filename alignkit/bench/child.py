@@ -1,0 +1,59 @@
+"""One contestant, once, in this process: `python -m alignkit.bench.child CONTEST NAME SIZE`
+prints its seconds and the bytes of its peak beyond what stood there before."""
+
+import gc
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from alignkit.bench.contests import CONTESTS
+
+STATUS = Path("/proc/self/status")
+
+
+def measure(contest: str, contestant: str, size: int) -> dict:
+    """{"seconds", "peak"} of the contestant's work, after a small one that warms up."""
+    make = CONTESTS[contest].contestants[contestant]
+    make(CONTESTS[contest].warm)()
+    work = make(size)
+    gc.collect()
+    before = _start()
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return {"seconds": time.perf_counter() - started, "peak": max(0, _peak() - before)}
+
+
+def _start() -> int:
+    """Bytes in use now, from where the peak is counted."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    if STATUS.exists():
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again
+        return _field("VmRSS")
+    return _peak()
+
+
+def _peak() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if STATUS.exists():
+        return _field("VmHWM")
+    import resource  # macOS: in bytes, since the process began
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _field(name: str) -> int:
+    line = next(x for x in STATUS.read_text().splitlines() if x.startswith(name))
+    return 1024 * int(line.split()[1])
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

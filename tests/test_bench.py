@@ -1,0 +1,91 @@
+"""The bench: contestants do the work they are named for, figures are read back right."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from alignkit import bench
+from alignkit.bench import child
+from alignkit.bench.contests import CONTESTS, Contest
+from alignkit.versions import installed
+
+PRESENT = [(name, who) for name, contest in CONTESTS.items() for who in contest.contestants
+           if who not in contest.needs or installed(contest.needs[who])]
+
+
+@pytest.mark.parametrize("name, who", [x for x in PRESENT if x[0] != "features"])
+def test_every_contestant_works(name, who):
+    figures = child.measure(name, who, CONTESTS[name].warm)
+    assert 0 < figures["seconds"] < 30 and figures["peak"] >= 0
+
+
+def test_the_losses_of_a_contest_are_one_loss():
+    """Peers included: the gradients that they leave are equal."""
+    for name, factor in (("loss", 1), ("loss-small", None), ("loss-sigmoid", 1)):
+        found = {}
+        for who in CONTESTS[name].contestants:
+            if (name, who) in PRESENT:
+                work = CONTESTS[name].contestants[who](64)
+                work()
+                inputs = dict(zip(work.__code__.co_freevars, work.__closure__, strict=True))
+                found[who] = inputs["a"].cell_contents.grad
+        first, *others = found.values()
+        assert first.norm() > 0
+        for other in others if factor else ():
+            assert torch.allclose(first, other, rtol=1e-3, atol=1e-6)
+
+
+def test_peak_memory_is_seen(monkeypatch):
+    def make(n):
+        return lambda: torch.zeros(n, 2**18).sum()  # n MB that are given back
+
+    contest = Contest("zeros", 64, 1, {"zeros": make})
+    monkeypatch.setitem(CONTESTS, "zeros", contest)
+    peak = child.measure("zeros", "zeros", 64)["peak"]
+    if child.STATUS.exists():
+        assert 50 * 2**20 < peak < 90 * 2**20
+
+
+def test_rounds_medians_and_ratios(monkeypatch, tmp_path):
+    runs = iter([1.0, 3.0, 8.0, 2.0, 4.0, 4.0])  # a b, then b a, then a b
+    order = []
+
+    def one(contest, who, size, threads):
+        order.append(who)
+        return {"seconds": next(runs), "peak": 2**20 * (1 + len(who))}
+
+    monkeypatch.setattr(bench, "_child", one)
+    monkeypatch.setitem(CONTESTS, "two", Contest("two {n}", 5, 1, {"a": None, "bb": None,
+                                                                  "c": None},
+                                                {"c": "no-such-package"}))
+    found = bench.bench(["two"], rounds=3)
+    assert order == ["a", "bb", "bb", "a", "a", "bb"]
+    contest = found["contests"]["two"]
+    assert contest["missing"] == ["c"] and contest["what"] == "two 5"
+    a, b = contest["rows"]
+    assert a["seconds"] == 2.0 and b["seconds"] == 4.0  # of 1, 2, 4 and of 3, 8, 4
+    assert a["times_the_time"] == 1 and b["times_the_time"] == 3.0  # of 3, 4, 1
+    assert b["times_the_memory"] == 1.5
+    json.dumps(found)
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n", "utf-8")
+    bench.write_readme(found, readme)
+    text = readme.read_text("utf-8")
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| bb | 4.00 s | 3.00 | 3 MB | 1.5 |" in text
+    readme.write_text("no markers", "utf-8")
+    with pytest.raises(ValueError, match="<!-- bench -->"):
+        bench.write_readme(found, readme)
+
+
+def test_what_is_wrong_is_said(monkeypatch):
+    with pytest.raises(ValueError, match="bench has loss.*got speed"):
+        bench.bench(["speed"])
+    with pytest.raises(ValueError, match="rounds.*0"):
+        bench.bench(["loss"], rounds=0)
+    monkeypatch.setitem(CONTESTS, "loss", replace(CONTESTS["loss"], contestants={
+        "nobody": None}))
+    with pytest.raises(RuntimeError, match="nobody stopped"):  # the child knows no nobody
+        bench.bench(["loss"], rounds=1)
