@@ -15,8 +15,8 @@ FILES = sorted((ROOT / "alignkit").rglob("*.py"))
 NAMES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES}
 MODULES = {name.removesuffix(".__init__"): path for path, name in NAMES.items()}
 FLOORS = {"data": 0, "versions": 0, "encoders": 1, "parts": 2, "training": 3,
-          "evaluation": 3, "stats": 3, "methods": 4, "claims": 5, "course": 6, "cli": 7,
-          "alignkit": 7}
+          "evaluation": 3, "stats": 3, "methods": 4, "claims": 5, "course": 6, "bench": 6,
+          "cli": 7, "alignkit": 7, "__main__": 8}
 
 
 def tree(path: Path) -> ast.Module:

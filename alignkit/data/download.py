@@ -40,14 +40,16 @@ def file_hash(path: Path) -> str:
 
 
 def download(
-    url: str, path: Path, *, sha256: str, size: int | None = None, label: str = ""
+    url: str, path: Path, *, sha256: str | None, size: int | None = None,
+    label: str = "",
 ) -> None:
     """Fetch one file, resuming a `.part` left by an earlier try, and check it.
 
     Args:
         url: http(s) or file.
         path: where the whole file goes, once its hash is right.
-        sha256, size: what the file must be; `size` in bytes.
+        sha256, size: what the file must be; `size` in bytes. A sha256 of None takes
+            any file, where nobody promises one.
         label: named in the progress bar and in errors.
 
     Raises: WrongHash when the file is another one (it is removed); OSError or
@@ -60,7 +62,7 @@ def download(
         try:
             _receive(url, part, size, label)
             got = file_hash(part)
-            if got == sha256:
+            if sha256 in (None, got):
                 os.replace(part, path)
                 return
             part.unlink()

@@ -1,6 +1,7 @@
 """`Pairs`: columns aligned by row, the one shape of data that every method takes."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from alignkit.data import storage
+from alignkit.data import shard_files, storage
 from alignkit.data.columns import (
     Column, Lazy, Tokens, check_column, digest, length, made_of, parent, shape_of,
     take, whole_numbers,
@@ -84,12 +85,12 @@ class Pairs:
         wrong, and TypeError for something that cannot be a column.
         """
         if not columns:
-            raise ValueError("columns is empty: give at least one, e.g. {'image': x}")
+            raise ValueError("columns is empty: give at least one, {'image': x}")
         for name, column in columns.items():
             check_column(name, column)
         n = length(next(iter(columns.values())))
-        if n == 0:
-            raise ValueError(f"column {next(iter(columns))!r} has no rows")
+        if not n:
+            raise ValueError(f"column {[*columns][0]!r} has no rows")
         ids = [str(i) for i in range(n)] if ids is None else list(ids)
         item = torch.arange(n) if item is None else whole_numbers("item", item)
         group = item if group is None else whole_numbers("group", group)
@@ -102,24 +103,21 @@ class Pairs:
                            **{f"present[{k!r}]": v for k, v in present.items()},
                            **{f"labels[{k!r}]": v for k, v in labels.items()}}.items():
             if length(part) != n:
-                raise ValueError(
-                    f"{name} has {length(part)} rows, the first column has {n}: "
-                    "every part of Pairs needs one entry a row"
-                )
+                raise ValueError(f"{name} has {length(part)} rows, the first column has "
+                                 f"{n}: every part of Pairs needs one entry a row")
         if len(set(ids)) != n:
-            twice = next(i for i in ids if ids.count(i) > 1)
+            twice, _ = Counter(ids).most_common(1)[0]
             raise ValueError(f"ids must differ: {twice!r} stands more than once")
         if unknown := set(present) - set(columns):
             raise ValueError(f"present names {sorted(unknown)}, which are no columns")
         if len(torch.stack([item, group]).unique(dim=1)[0]) != len(item.unique()):
             raise ValueError("group splits an item: rows of one item need one group")
-        if provenance is None:
-            digests = [(name, digest(column)) for name, column in columns.items()]
-            sha = hashlib.sha256(repr(digests).encode())
+        if not provenance:
+            sha = hashlib.sha256(repr([(k, digest(c)) for k, c in columns.items()]).encode())
             provenance = Provenance("my pairs", "user", "the user's own", "in memory",
                                     "make 1", sha.hexdigest())
-        names = {k: list(v) for k, v in (label_names or {}).items()}
-        return cls(dict(columns), ids, item, group, present, labels, names, provenance,
+        return cls(dict(columns), ids, item, group, present, labels,
+                   {k: list(v) for k, v in (label_names or {}).items()}, provenance,
                    dict(tables or {}))
 
     @classmethod
@@ -130,10 +128,8 @@ class Pairs:
         """
         for name, x in features.items():
             if not isinstance(x, Tensor | Tokens):
-                raise TypeError(
-                    f"features[{name!r}] must be a torch tensor [n, d] or Tokens, got "
-                    f"{type(x).__name__}; for arrays use torch.as_tensor(x)"
-                )
+                raise TypeError(f"features[{name!r}] must be a torch tensor [n, d] or "
+                                f"Tokens, got {type(x).__name__}: torch.as_tensor(x)")
         return cls.make(features, **rest)
 
     @classmethod
@@ -294,7 +290,11 @@ class Pairs:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Pairs":
-        """Read what `save` wrote. Raises FileNotFoundError or ValueError."""
-        columns, rest = storage.load(Path(folder))
-        rest["provenance"] = Provenance(**rest["provenance"])
-        return cls.make(columns, **rest)
+        """Read what `save` or `write_shards` wrote (FileNotFoundError, ValueError)."""
+        is_sharded = Path(folder, shard_files.MANIFEST).is_file()
+        columns, rest = (shard_files if is_sharded else storage).load(Path(folder))
+        try:
+            rest["provenance"] = Provenance(**rest["provenance"])
+            return cls.make(columns, **rest)
+        except (TypeError, LookupError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{folder} is damaged: {error}; save it again") from None

@@ -21,10 +21,12 @@ from alignkit.evaluation.geometry import (
     uniformity,
 )
 from alignkit.evaluation.linear_maps import CanonicalMaps, cca, procrustes
-from alignkit.evaluation.retrieval import ranks, retrieval
+from alignkit.evaluation.retrieval import ranks, retrieval, retrieve
+from alignkit.evaluation.search import Found, search
 
 __all__ = [
     "CanonicalMaps",
+    "Found",
     "alignment",
     "auroc",
     "cca",
@@ -45,7 +47,9 @@ __all__ = [
     "procrustes",
     "ranks",
     "retrieval",
+    "retrieve",
     "rice_k",
+    "search",
     "uniformity",
     "zero_shot",
 ]

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.data import Pairs
-from alignkit.evaluation.retrieval import TIE, Outputs, each_tensor, retrieval, take
+from alignkit.evaluation.retrieval import (
+    TIE,
+    Outputs,
+    each_tensor,
+    retrieval,
+    retrieve,
+    take,
+)
+from alignkit.parts.method import Method
+from alignkit.parts.similarity import unit
 
 
 def _to(value: object, device: torch.device) -> object:
@@ -107,6 +116,9 @@ def evaluate_retrieval(
 ) -> dict[str, dict]:
     """Retrieval in both directions on all of ``pairs``, scored by ``method.score``.
 
+    Never holds all scores: a method that keeps the default score, the cosine of pooled
+    rows, is measured by :func:`retrieve`, any other by blocks of chunk x chunk.
+
     With many captions an item, the picture stands in the gallery once and every
     caption is a query and a gallery row: the columns in ``once`` keep the first row of
     each item. Rows whose column is missing (``pairs.present``) are left out, and an
@@ -127,21 +139,14 @@ def evaluate_retrieval(
         )
     outputs = encode_pairs(method, pairs, (query, gallery), chunk)
     rows = {column: _rows(pairs, column, column in once) for column in outputs}
-    report: dict[str, dict] = {}
-    for asker, asked in ((query, gallery), (gallery, query)):
-        partner = torch.isin(pairs.item[rows[asker]], pairs.item[rows[asked]])
-        if not partner.any():
-            raise ValueError(f"no item of the pairs has both {query!r} and {gallery!r}")
-        asking = rows[asker][partner]
-        report[f"{asker}->{asked}"] = retrieval(
-            take(outputs[asker], asking),
-            take(outputs[asked], rows[asked]),
-            pairs.item[asking],
-            pairs.item[rows[asked]],
-            score=method.score,
-            ks=ks,
-            chunk=chunk,
-        )
+    shared = torch.isin(pairs.item[rows[query]], pairs.item[rows[gallery]])
+    if not shared.any():
+        raise ValueError(f"no item of the pairs has both {query!r} and {gallery!r}")
+    rowwise = all(isinstance(z, Tensor) and z.ndim == 2 for z in outputs.values())
+    if rowwise and getattr(method.score, "__func__", None) is Method.score:
+        report = _by_cosine(outputs, pairs.item, rows, ks, chunk)
+    else:
+        report = _by_score(outputs, pairs.item, rows, method.score, ks, chunk)
     there, back = report.values()
     names = [name for name in there if not name.startswith("n_")]
     report["mean"] = {name: (there[name] + back[name]) / 2 for name in names}
@@ -150,4 +155,35 @@ def evaluate_retrieval(
         f"{len(rows[column])} of {len(pairs)}"
         for column in outputs
     }
+    return report
+
+
+def _by_cosine(outputs, item, rows, ks, chunk) -> dict[str, dict]:
+    """Both directions at once; ``rows`` are those of each side, in its order."""
+    names = [*rows]
+    found = retrieve(
+        *(unit(outputs[name][rows[name]]) for name in names),
+        *(item[rows[name]] for name in names),
+        ks=ks,
+        chunk=chunk,
+        distractors=True,
+    )
+    ways = "->".join(names), "->".join(names[::-1])
+    return dict(zip(ways, found.values(), strict=True))
+
+
+def _by_score(outputs, item, rows, score, ks, chunk) -> dict[str, dict]:
+    """One direction, then the other: a score need not be the same both ways."""
+    report = {}
+    for asker, asked in (names := [*rows], names[::-1]):
+        asking = rows[asker][torch.isin(item[rows[asker]], item[rows[asked]])]
+        report[f"{asker}->{asked}"] = retrieval(
+            take(outputs[asker], asking),
+            take(outputs[asked], rows[asked]),
+            item[asking],
+            item[rows[asked]],
+            score=score,
+            ks=ks,
+            chunk=chunk,
+        )
     return report

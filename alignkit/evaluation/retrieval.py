@@ -6,20 +6,23 @@ the top k (what retrieval's textbooks call recall).
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from alignkit.evaluation.checks import matrix
 
 Outputs = Tensor | tuple | dict[str, Tensor]  # rows first in every tensor
 TIE = 1e-6  # of max(1, |score|): float32 products of equal rows differ by less
 
 
 def _finite(scores: Tensor) -> Tensor:
-    if not scores.isfinite().all():
+    if not torch.stack(scores.aminmax()).isfinite().all():  # NaN is kept by both
         bad = int((~scores.isfinite()).sum())
         raise ValueError(
             f"{bad} of {scores.numel()} scores are NaN or infinite; "
-            "mend the encoder or the score before measuring retrieval"
+            "mend the encoder or the score before retrieval is measured"
         )
     return scores if scores.dtype == torch.float64 else scores.float()
 
@@ -74,16 +77,6 @@ def take(outputs: Outputs, rows: Tensor | slice) -> Outputs:
     return each_tensor(lambda tensor: tensor[rows], outputs)
 
 
-def _check_items(outputs: Outputs, item: Tensor, name: str) -> None:
-    sizes: set[int] = set()
-    each_tensor(lambda tensor: sizes.add(len(tensor)), outputs)
-    if len(sizes) != 1 or sizes == {0} or item.shape != (*sizes,):
-        raise ValueError(
-            f"{name} has {sorted(sizes)} rows and {name}_item shape "
-            f"{tuple(item.shape)}; one item a row, and at least one row, are needed"
-        )
-
-
 def dot(query: Outputs, gallery: Outputs) -> Tensor:
     """``query @ gallery.T``: the cosine when rows have unit length."""
     if not (isinstance(query, Tensor) and isinstance(gallery, Tensor)):
@@ -109,7 +102,7 @@ def retrieval(
     """Retrieval figures; a gallery row is relevant when its item is the query's.
 
     Scores are made in blocks of at most chunk x chunk, never as a whole. A block that
-    holds relevant rows may be scored twice.
+    may hold relevant rows is scored twice, but for the last of them.
 
     Args:
         query, gallery: tensor [n, d], or a tuple or dict of tensors with n rows each.
@@ -123,80 +116,175 @@ def retrieval(
         ``hit@k``, ``recall@k`` for each k, ``mrr`` (mean of 1 / rank of the best
         relevant row), ``median_rank``, ``n_query``, ``n_gallery``.
     """
-    query_item, gallery_item = query_item.cpu(), gallery_item.cpu()
-    _check_items(query, query_item, "query")
-    _check_items(gallery, gallery_item, "gallery")
-    if not ks or min(ks) < 1 or chunk < 1:
-        raise ValueError(f"ks {tuple(ks)} and chunk {chunk} must be 1 or more")
-    missing = int((~torch.isin(query_item, gallery_item)).sum())
-    if missing:
-        raise ValueError(f"{missing} queries have no relevant row in the gallery")
-    items, counts = gallery_item.unique(return_counts=True)
-    # In order of items, relevant blocks lie near the diagonal: few are scored twice.
-    order, gallery_order = query_item.argsort(), gallery_item.argsort()
-    gallery, gallery_item = take(gallery, gallery_order), gallery_item[gallery_order]
-    places = [
-        _places(
-            (take(query, rows), query_item[rows]),
-            (gallery, gallery_item),
-            score,
-            min(max(ks), int(counts.max())),
-            chunk,
-            tie,
-        )
-        for rows in order.split(chunk)
-    ]
-    place, best = torch.cat(places), torch.cat(places)[:, 0]
-    n_relevant = counts[torch.searchsorted(items, query_item[order])]
-    report = {f"hit@{k}": float((best <= k).double().mean()) for k in ks}
-    for k in ks:
-        share = (place <= k).sum(1) / n_relevant.double()
-        report[f"recall@{k}"] = float(share.mean())
-    report["mrr"] = float((1 / best).mean())
-    report["median_rank"] = float(best.quantile(0.5))
-    return report | {"n_query": len(query_item), "n_gallery": len(gallery_item)}
+    asker = _Side(query, query_item, "query")
+    asked = _Side(gallery, gallery_item, "gallery")
+    asker.ask(asked, ks)
+    _score_blocks(asker, asked, lambda x, y: _finite(score(x, y)), chunk, tie)
+    return asker.report(ks, len(asked.item))
 
 
-def _places(
-    query: tuple[Outputs, Tensor],
-    gallery: tuple[Outputs, Tensor],
-    score: Callable,
-    most: int,
-    chunk: int,
-    tie: float,
-) -> Tensor:
-    """Places [n, most] of the ``most`` best relevant rows; infinite where none is.
+@torch.no_grad()
+def retrieve(
+    query: Tensor,
+    gallery: Tensor,
+    query_item: Tensor,
+    gallery_item: Tensor,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    chunk: int = 2048,
+    tie: float = TIE,
+    distractors: bool = False,
+) -> dict[str, dict[str, float]]:
+    """:func:`retrieval` of embeddings by dot product, in both directions at once.
 
-    The j-th best relevant row stands at j + (irrelevant rows scoring at least it).
-    ``query`` and ``gallery`` are (outputs, items).
+    Each block of chunk x chunk products serves both directions, and only a few blocks
+    are in memory beside the rows, however many there are.
+
+    Args:
+        query, gallery: [n_query, d] and [n_gallery, d]; unit rows for the cosine. Half
+            precision is widened to float32; the gallery takes the query's type.
+        query_item, gallery_item: LongTensor [n_query], [n_gallery]; rows of one item
+            are relevant to each other, many on either side.
+        ks, tie: as for :func:`retrieval`. chunk: larger is faster on a GPU.
+        distractors: rows whose item the other side lacks may be found and ask nothing;
+            without it they are refused.
+
+    Returns:
+        ``"query->gallery"`` and ``"gallery->query"``, each as of :func:`retrieval`.
     """
-    starts = range(0, len(gallery[1]), chunk)
-    scored: dict[int, tuple[Tensor, Tensor]] = {}  # the last block only
+    query = matrix(query, "query")
+    gallery = matrix(gallery, "gallery").to(query.dtype)
+    if query.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f"query has width {query.shape[1]} and gallery {gallery.shape[1]}; "
+            "both must lie in one space"
+        )
+    largest = [torch.linalg.vector_norm(x, torch.inf) for x in (query, gallery)]
+    if not (largest[0] * largest[1].to(query) * query.shape[1]).isfinite():
+        raise ValueError(
+            f"entries of up to {largest[0]:.3g} and {largest[1]:.3g} have products "
+            f"beyond {query.dtype}; give unit rows"
+        )
+    there = _Side(query, query_item, "query")
+    back = _Side(gallery, gallery_item, "gallery")
+    there.ask(back, ks, distractors)
+    back.ask(there, ks, distractors)
+    with torch.autocast(query.device.type, enabled=False):
+        _score_blocks(there, back, dot, chunk, tie)
+    return {
+        "query->gallery": there.report(ks, len(gallery)),
+        "gallery->query": back.report(ks, len(query)),
+    }
 
-    def block(at: int) -> tuple[Tensor, Tensor]:
-        if at not in scored:
-            scored.clear()
-            scores = score(query[0], take(gallery[0], slice(at, at + chunk)))
-            same = query[1][:, None] == gallery[1][None, at : at + chunk]
-            if scores.shape != same.shape:
-                raise ValueError(
-                    f"score gave shape {tuple(scores.shape)} for {same.shape[0]} "
-                    f"query rows and {same.shape[1]} gallery rows"
-                )
-            scored[at] = _finite(scores), same.to(scores.device)
-        return scored[at]
 
-    best = torch.full((len(query[1]), most), -torch.inf)
-    for at in starts:
-        if torch.isin(gallery[1][at : at + chunk], query[1]).any():
-            scores, same = block(at)
-            own = scores.masked_fill(~same, -torch.inf)
-            best = torch.cat([best.to(own), own], dim=1).topk(most, dim=1).values
-    place = torch.arange(1.0, most + 1, dtype=torch.float64).repeat(len(best), 1)
-    threshold = _threshold(best, tie).masked_fill(best.isinf(), torch.inf)
-    for at in starts:
-        scores, same = block(at)
-        wrong = scores.masked_fill(same, -torch.inf)
-        above = [(wrong >= threshold[:, j : j + 1]).sum(1) for j in range(most)]
-        place += torch.stack(above, dim=1).cpu()
-    return place.masked_fill(best.isinf().cpu(), torch.inf)
+class _Side:
+    """The rows of one side, in order of their items so that relevant blocks lie near
+    the diagonal, and for those that ask what is known of their relevant rows."""
+
+    def __init__(self, outputs: Outputs, item: Tensor, name: str):
+        sizes: set[int] = set()
+        each_tensor(lambda tensor: sizes.add(len(tensor)), outputs)
+        if len(sizes) != 1 or sizes == {0} or item.shape != (*sizes,):
+            raise ValueError(
+                f"{name} has {sorted(sizes)} rows and {name}_item shape "
+                f"{tuple(item.shape)}; one item a row, and at least one row, are needed"
+            )
+        self.outputs, self.name, self.asks = outputs, name, False
+        self.item, self.order = item.cpu().sort()
+
+    def ask(self, other: "_Side", ks: Sequence[int], distractors: bool = False) -> None:
+        """Prepare the search in ``other`` for as many relevant rows as ``ks`` need."""
+        if not ks or min(ks) < 1:
+            raise ValueError(f"ks is {tuple(ks)}; every cut-off must be 1 or more")
+        upto = torch.searchsorted(other.item, self.item, right=True)
+        self.n_relevant = upto - torch.searchsorted(other.item, self.item)
+        lone = int((self.n_relevant == 0).sum())
+        if lone == len(self.item) or (lone and not distractors):
+            who = "queries" if self.name == "query" else "gallery rows"
+            raise ValueError(
+                f"{lone} {who} have no relevant row on the other side; leave them out, "
+                "or let them be found only: retrieve(..., distractors=True)"
+            )
+        most = min(max(ks), int(self.n_relevant.max()))
+        self.asks = True
+        self.best = torch.full((len(self.item), most), -torch.inf, dtype=torch.float64)
+        self.above = torch.zeros(len(self.item), most, dtype=torch.float64)
+
+    def relevant(self, start: int, own: Tensor) -> None:
+        """Keep the best relevant rows; ``own`` [rows, n] is -inf where irrelevant."""
+        rows = slice(start, start + len(own))
+        both = torch.cat([self.best[rows].to(own), own], dim=1)
+        self.best[rows] = both.topk(self.best.shape[1], dim=1).values.to(self.best)
+
+    def irrelevant(self, start: int, wrong: Tensor, tie: float) -> None:
+        """Count what scores as much as each; ``wrong`` [rows, n] is -inf elsewhere."""
+        rows = slice(start, start + len(wrong))
+        best = self.best[rows].to(wrong)
+        threshold = _threshold(best, tie).masked_fill(best.isinf(), torch.inf)
+        hits = torch.empty_like(wrong)  # 0 and 1 as floats: several times as fast
+        above = [torch.ge(wrong, t[:, None], out=hits).sum(1) for t in threshold.T]
+        self.above[rows] += torch.stack(above, dim=1).to(self.above)
+
+    def report(self, ks: Sequence[int], n_gallery: int) -> dict[str, float]:
+        """The j-th best relevant row stands at j + irrelevant rows scoring as much."""
+        place = self.above + torch.arange(1, self.above.shape[1] + 1)
+        place = place.masked_fill(self.best.isinf(), torch.inf)[self.n_relevant > 0]
+        n_relevant, best = self.n_relevant[self.n_relevant > 0], place[:, 0]
+        report = {f"hit@{k}": float((best <= k).double().mean()) for k in ks}
+        for k in ks:
+            share = (place <= k).sum(1) / n_relevant.double()
+            report[f"recall@{k}"] = float(share.mean())
+        report["mrr"] = float((1 / best).mean())
+        report["median_rank"] = float(best.quantile(0.5))
+        return report | {"n_query": len(best), "n_gallery": n_gallery}
+
+
+def _score_blocks(
+    query: _Side, gallery: _Side, score: Callable, chunk: int, tie: float
+) -> None:
+    """Fill in the sides that ask: first the relevant rows, then what stands above."""
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it must be 1 or more")
+    starts = [
+        (i, j)
+        for i in range(0, len(query.item), chunk)
+        for j in range(0, len(gallery.item), chunk)
+    ]
+
+    @lru_cache(maxsize=1)
+    def rows(i: int) -> Outputs:
+        return take(query.outputs, query.order[i : i + chunk])
+
+    @lru_cache(maxsize=1)
+    def block(i: int, j: int) -> Tensor:
+        columns = gallery.order[j : j + chunk]
+        scores = score(rows(i), take(gallery.outputs, columns))
+        if scores.shape != (len(query.order[i : i + chunk]), len(columns)):
+            raise ValueError(
+                f"score gave shape {tuple(scores.shape)} for "
+                f"{len(query.order[i : i + chunk])} query rows and {len(columns)} "
+                "gallery rows"
+            )
+        return scores
+
+    def same(i: int, j: int) -> Tensor | None:
+        """Which scores of the block are of one item; None if the items lie apart."""
+        x, y = query.item[i : i + chunk], gallery.item[j : j + chunk]
+        return x[:, None] == y if x[0] <= y[-1] and y[0] <= x[-1] else None
+
+    for i, j in starts:
+        if (right := same(i, j)) is not None:
+            scores = block(i, j)
+            own = scores.masked_fill(~right.to(scores.device), -torch.inf)
+            for side, start, x in ((query, i, own), (gallery, j, own.T)):
+                if side.asks:
+                    side.relevant(start, x)
+    # Back from the end, whose block may still be there. A relevant score was read from
+    # the very block that is counted now, so nothing is parted by how it was computed.
+    for i, j in reversed(starts):
+        wrong = block(i, j)
+        if (right := same(i, j)) is not None:
+            wrong = wrong.masked_fill(right.to(wrong.device), -torch.inf)
+        for side, start, x in ((query, i, wrong), (gallery, j, wrong.T)):
+            if side.asks:
+                side.irrelevant(start, x, tie)
