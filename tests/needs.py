@@ -1,5 +1,6 @@
 """Tests of an optional asset run where it can be had and say why where it cannot."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,3 +15,8 @@ def needs_asset(name: str) -> Path:
         return asset(name)
     except FetchError as error:
         pytest.skip(str(error))
+
+
+def examples(n: int) -> int:
+    """How many examples a fuzz test draws: n, or n times the variable ALIGNKIT_FUZZ."""
+    return n * int(os.environ.get("ALIGNKIT_FUZZ", "1"))

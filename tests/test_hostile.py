@@ -1,6 +1,7 @@
 """Files that want to do harm, or are damaged: refused in one clear error, nothing lost.
 Archives, tables and pictures have such tests in test_archives.py and test_tables.py."""
 
+import io
 import json
 import pickle
 import shutil
@@ -12,10 +13,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from needs import examples
 from PIL import Image
-from safetensors.torch import save_file
 
-from alignkit.data import Lazy, Pairs, Tokens
+from alignkit.data import Lazy, Pairs, Tokens, write_shards
+from alignkit.data.shards import Sample
 from alignkit.parts import DualEncoder, Settings
 from alignkit.training import Budget, checkpoint, fit
 
@@ -79,14 +81,33 @@ def saved() -> Path:
     return folder
 
 
-def opened(text: str) -> Pairs:
-    """The saved folder with another pairs.json, read as far as its pictures."""
+@cache
+def shards() -> Path:
+    """A folder of `write_shards`: three pictures in two shards."""
+    folder = Path(mkdtemp()) / "shards"
+    write_shards([Sample(f"k{k}", {"png": picture(k)}, [f"a {k}"], {"kind": "xy"[k % 2]})
+                  for k in range(3)], folder, name="three", licence="none", source="here",
+                 items_per_shard=2)
+    return folder
+
+
+def picture(red: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (red, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+FILES = {"pairs.json": saved, "shards.json": shards, "00000.json": shards}
+
+
+def opened(text: str, name: str = "pairs.json") -> Pairs:
+    """The folder with another file `name`, read as far as its pictures."""
     folder = Path(mkdtemp()) / "pairs"
-    shutil.copytree(saved(), folder)
+    shutil.copytree(FILES[name](), folder)
     try:
-        (folder / "pairs.json").write_text(text, "utf-8")
+        (folder / name).write_text(text, "utf-8")
         found = Pairs.load(folder)
-        for name, column in found.columns.items():
+        for column in found.columns.values():
             if isinstance(column, Lazy):
                 column[0]
         return found
@@ -94,8 +115,9 @@ def opened(text: str) -> Pairs:
         shutil.rmtree(folder.parent)
 
 
-def test_the_folder_is_whole():
-    assert len(opened((saved() / "pairs.json").read_text("utf-8"))) == 3
+@pytest.mark.parametrize("name", FILES)
+def test_the_folders_are_whole(name):
+    assert len(opened((FILES[name]() / name).read_text("utf-8"), name)) == 3
 
 
 @pytest.mark.parametrize("file", ["/etc/passwd", "../pairs/image/0000000.png",
@@ -120,11 +142,12 @@ ANY = st.recursive(st.none() | st.booleans() | st.integers(-3, 10**6) | st.float
                    | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
-@given(place=st.integers(0, 10**6), value=ANY, remove=st.booleans())
-def test_any_pairs_json_is_read_or_refused(place, value, remove):
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=list(HealthCheck))
+@given(name=st.sampled_from(sorted(FILES)), place=st.integers(0, 10**6), value=ANY,
+       remove=st.booleans())
+def test_any_manifest_is_read_or_refused(name, place, value, remove):
     """One value of the tree replaced by anything, or taken out."""
-    tree = json.loads((saved() / "pairs.json").read_text("utf-8"))
+    tree = json.loads((FILES[name]() / name).read_text("utf-8"))
     every = places(tree)[1:]
     *path, last = every[place % len(every)]
     holder = tree
@@ -135,17 +158,26 @@ def test_any_pairs_json_is_read_or_refused(place, value, remove):
     else:
         holder[last] = value
     try:
-        opened(json.dumps(tree))
+        opened(json.dumps(tree), name)
     except REFUSED as error:
         assert str(error)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(place=st.integers(0, 10**6), raw=st.text(max_size=4), cut=st.booleans())
-def test_any_damage_of_pairs_json_is_read_or_refused(place, raw, cut):
-    text = (saved() / "pairs.json").read_text("utf-8")
+@settings(max_examples=examples(200), deadline=None, suppress_health_check=list(HealthCheck))
+@given(name=st.sampled_from(sorted(FILES)), place=st.integers(0, 10**6),
+       raw=st.text(max_size=4), cut=st.booleans())
+def test_any_damage_of_a_manifest_is_read_or_refused(name, place, raw, cut):
+    text = (FILES[name]() / name).read_text("utf-8")
     place %= len(text)
     try:
-        opened(text[:place] + raw + ("" if cut else text[place + 1:]))
+        opened(text[:place] + raw + ("" if cut else text[place + 1:]), name)
     except REFUSED as error:
         assert str(error)
+
+
+@pytest.mark.parametrize("file", ["../shards/00000.tar", "/etc/passwd"])
+def test_shards_name_no_file_outside(file):
+    text = (shards() / "shards.json").read_text("utf-8")
+    assert '"00000.tar"' in text
+    with pytest.raises(REFUSED):
+        opened(text.replace('"00000.tar"', json.dumps(file)), "shards.json")

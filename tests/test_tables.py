@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from needs import examples
 from PIL import Image
 
 from alignkit.data import Pairs
@@ -221,7 +222,7 @@ TEXT = st.lists(st.lists(CELL, max_size=4).map(",".join), max_size=5).map("\n".j
                  TEXT.map(lambda rows: rows.encode("utf-8", "surrogatepass")),
                  st.binary(max_size=60).map(lambda rows: HEAD.encode() + rows)))
 @example(b"image,caption\ncat.png,a cat\n")
-@settings(max_examples=500, deadline=None,
+@settings(max_examples=examples(500), deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 def test_any_table_is_read_or_refused(folder, raw):
     (folder / "cut.png").write_bytes(png()[:30])
