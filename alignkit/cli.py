@@ -9,13 +9,24 @@ COMMANDS = {
     "tour": "fetch, run the first notebook, show its claim: start here",
     "list": "the papers whose claims can be re-run",
     "reproduce": "re-run a paper's claims: alignkit reproduce SLUG",
+    "train": "train one arm of a claim, on one GPU or many: alignkit train SLUG",
     "scoreboard": "the published verdicts as a table",
+    "bench": "time and memory beside the field's libraries: alignkit bench loss",
     "features": "fill the feature cache for the default corpora",
     "doctor": "what is installed, cached and missing, and how to mend it",
     "student": "write the student version of the notebooks: alignkit student DIR",
     "grade": "the marks of students' notebooks: alignkit grade NOTEBOOK or FOLDER",
     "map": "the notebooks in the order of reading, and what each one needs",
     "which": "which method when, with its published verdicts",
+}
+
+# What `train` may change of a claim's budget.
+BUDGET = {
+    "steps": (int, "of each stage that names none"),
+    "batch_size": (int, "rows of all processes together"),
+    "chunk": (int, "rows encoded at a time, with the exact gradient of the whole batch"),
+    "lr": (float, "the highest learning rate"),
+    "save_every": (int, "steps between checkpoints; default: a twentieth, 10 at least"),
 }
 
 
@@ -45,12 +56,15 @@ def _parser() -> argparse.ArgumentParser:
     made = {name: commands.add_parser(name, help=text, description=text)
             for name, text in COMMANDS.items()}
     reproduce = made["reproduce"]
-    reproduce.add_argument("slug", help="a paper, e.g. from `alignkit list`")
-    reproduce.add_argument("--scale", default="small", choices=("tiny", "small", "gpu", "full"))
+    for command in (reproduce, made["train"]):
+        command.add_argument("slug", help="a paper, e.g. from `alignkit list`")
+        command.add_argument("--scale", default="small",
+                             choices=("tiny", "small", "gpu", "full"))
+        command.add_argument("--pairs", type=Path,
+                             help="your own: a CSV with columns image,caption, a folder of "
+                                  "pictures and .txt files, or a folder of Pairs.save")
     reproduce.add_argument("--seeds", type=int, default=8, help="paired seeds, 5 at least")
-    reproduce.add_argument("--pairs", type=Path,
-                           help="your own: a CSV with columns image,caption, a folder of "
-                                "pictures and .txt files, or a folder of Pairs.save")
+    _train_arguments(made["train"])
     reproduce.add_argument("--out", type=Path, default=Path("alignkit-results"),
                            help="folder for the result files")
     made["student"].add_argument("folder", type=Path)
@@ -69,10 +83,36 @@ def _parser() -> argparse.ArgumentParser:
                        help="limit for an exercise (default: 20)")
     grade.add_argument("--json", type=Path, metavar="FILE",
                        help="write the marks there too")
+    measured = made["bench"]
+    measured.add_argument("contests", nargs="*", metavar="CONTEST",
+                          help="loss, loss-small, loss-sigmoid, cache, retrieval, "
+                               "retrieval-small, features, train; default: all")
+    measured.add_argument("--rounds", type=int, default=7)
+    measured.add_argument("--size", type=int, help="default: the one that is published")
+    measured.add_argument("--threads", type=int, default=2)
+    measured.add_argument("--out", type=Path, default=Path("alignkit-bench.json"))
+    measured.add_argument("--readme", type=Path, help="put the table between its markers")
     for name in ("map", "which"):
         made[name].add_argument("--write", action="store_true",
                                 help="bring notebooks/README.md up to date")
     return parser
+
+
+def _train_arguments(train: argparse.ArgumentParser) -> None:
+    train.description = (
+        "Train one arm of a paper's claim and measure it on the test rows. The same command "
+        "goes on where it stopped. Many GPUs or machines: accelerate launch -m alignkit "
+        "train SLUG --out FOLDER, with --use_fsdp --fsdp_version 2 for shards.")
+    train.add_argument("--claim", metavar="NAME", help="default: the first")
+    train.add_argument("--arm", metavar="NAME", help="default: the claim's method")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--out", type=Path, required=True, metavar="FOLDER",
+                       help="for the weights, train.json and checkpoints; several machines "
+                            "must all see it")
+    for name, (kind, text) in BUDGET.items():
+        train.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+    train.add_argument("--precision", choices=("no", "bf16", "fp16"),
+                       help="this one counts, not accelerate's --mixed_precision")
 
 
 def _tour(args) -> None:
@@ -93,13 +133,14 @@ def _list(args) -> None:
 def _reproduce(args) -> None:
     from alignkit.claims import FEWEST, paper, run
     from alignkit.claims.results import package_hash
+    from alignkit.claims.train import own_pairs
     from alignkit.data.fetch import cache_dir
 
     module = paper(args.slug)
     if args.seeds < FEWEST:
         raise ValueError(f"--seeds must be at least {FEWEST}, got {args.seeds}: fewer "
                          "paired seeds give no verdict")
-    own = _own_pairs(args.pairs, module.NEEDS) if args.pairs else None
+    own = own_pairs(args.pairs, module.NEEDS) if args.pairs else None
     started = time.perf_counter()
     pairs = module.data(args.scale, own)
     claims = module.claims(pairs, args.scale)
@@ -129,20 +170,16 @@ def _say_estimate(claims, seeds: int) -> None:
           f"{memory / 2**20:.0f} MiB a run beside the data")
 
 
-def _own_pairs(path: Path, needs):
-    """The user's pairs, with the columns `needs` that the paper's claims ask for."""
-    from alignkit.data import Pairs
+def _train(args) -> None:
+    from accelerate import PartialState
 
-    if not needs:
-        raise ValueError("--pairs: this paper's claims take no pairs of your own")
-    if (path / "pairs.json").is_file():
-        pairs = Pairs.load(path)
-    else:
-        pairs = Pairs.from_folder(path) if path.is_dir() else Pairs.from_table(path)
-    if missing := [name for name in needs if name not in pairs.columns]:
-        raise ValueError(f"--pairs {path}: no column {missing}; there are "
-                         f"{sorted(pairs.columns)}")
-    return pairs
+    from alignkit.claims.train import train
+
+    changes = {name: value for name in (*BUDGET, "precision")
+               if (value := getattr(args, name)) is not None}
+    train(args.slug, args.out, args.scale, args.claim, args.arm, args.pairs, args.seed,
+          changes)
+    PartialState().destroy_process_group()
 
 
 def _scoreboard(args) -> None:
@@ -212,6 +249,27 @@ def _grade(args) -> int:
         print(f"written to {write(marks, args.json)}")
     return int(not all(isinstance(given, list) and all(m.points for m in given)
                        for given in marks.values()))
+
+
+def _bench(args) -> None:
+    import json
+    import os
+
+    from alignkit import bench
+
+    found = bench.bench(args.contests or list(bench.CONTESTS), rounds=args.rounds,
+                        size=args.size, threads=args.threads)
+    print(bench.table(found))
+    for name, contest in found["contests"].items():
+        if contest["missing"]:
+            print(f"{name}: not installed, so not measured: {', '.join(contest['missing'])} "
+                  "(pip install 'alignkit[bench]')")
+    part = args.out.with_suffix(".part")
+    part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    os.replace(part, args.out)
+    if args.readme:
+        bench.write_readme(found, args.readme)
+    print(f"written to {args.out}")
 
 
 def _map(args) -> None:

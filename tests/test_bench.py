@@ -89,3 +89,17 @@ def test_what_is_wrong_is_said(monkeypatch):
         "nobody": None}))
     with pytest.raises(RuntimeError, match="nobody stopped"):  # the child knows no nobody
         bench.bench(["loss"], rounds=1)
+
+
+def test_the_command(monkeypatch, tmp_path, capsys):
+    from alignkit.cli import main
+
+    contest = Contest("ones", 4, 1, {"ones": None, "gone": None}, {"gone": "no-such-thing"})
+    monkeypatch.setitem(CONTESTS, "ones", contest)
+    monkeypatch.setattr(bench, "_child", lambda *_: {"seconds": 2.0, "peak": 2**20})
+    assert main(["bench", "ones", "--rounds", "2", "--out", str(tmp_path / "b.json")]) == 0
+    said = capsys.readouterr().out
+    assert "| ones | 2.00 s | 1.00 | 1 MB | 1.0 |" in said and "not measured: gone" in said
+    kept = json.loads((tmp_path / "b.json").read_text())
+    assert kept["rounds"] == 2 and kept["contests"]["ones"]["size"] == 4
+    assert main(["bench", "tones"]) == 1 and "tones" in capsys.readouterr().err

@@ -140,8 +140,7 @@ def run_script(*arguments, launch=()) -> None:
     root = Path(__file__).parents[1]
     paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, capture_output=True, text=True, timeout=170,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths,
-                               "ACCELERATE_USE_CPU": "true"})  # else nobody is joined
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 

@@ -32,7 +32,7 @@ def test_the_arms_start_where_their_papers_do():
     small, warm = claims(rows(), "tiny")
     assert small.budget.batch_size == SCALES["tiny"].small_batch
     runs = Runs([small, warm])
-    built = {name: runs._build(claim, name, 0, False)[0]
+    built = {name: runs.build(claim, name, 0, False)[0]
              for claim in (small, warm) for name in claim.arms}
     for name, scale in (("infonce-small", 1 / 0.07), ("learned", 1 / 0.07),
                         ("fixed-1", 1.0)):

@@ -270,40 +270,6 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_keeps_the_checkpoint(tmp_p
     assert [row["step"] for row in history.steps] == list(range(12))
 
 
-# Mixed precision --------------------------------------------------------------------
-def test_bfloat16_trains_and_leaves_no_trace():
-    method, full = dual(), dual()
-    seen = fit(method, pairs(), replace(SHORT, precision="bf16")).curve()
-    exact = fit(full, pairs(), SHORT).curve()
-    assert seen != exact and seen == pytest.approx(exact, rel=0.05)
-    assert all(v.dtype == torch.float32 for v in method.state_dict().values())
-    # Afterwards the method computes in float32 again, and trains so.
-    batch = pairs().batch()
-    plain = method.losses(method.encode(batch), batch, 0.0)
-    assert torch.equal(method(batch)["contrastive_loss"], plain["contrastive_loss"])
-    method.load_state_dict(dual().state_dict())
-    assert fit(method, pairs(), SHORT).curve() == exact
-
-
-def test_bfloat16_resumes_bit_for_bit(tmp_path):
-    budget = replace(SHORT, precision="bf16", save_every=2)
-    whole, again = dual(), dual()
-    fit(whole, pairs(), budget)
-    stop = iter(range(3))
-
-    def after_step():
-        if next(stop, None) is None:
-            raise KeyboardInterrupt
-
-    again.after_step = after_step
-    with pytest.raises(KeyboardInterrupt):
-        fit(again, pairs(), budget, folder=tmp_path)
-    again = dual()
-    assert checkpoint.newest(tmp_path)[1]["step"] == 2
-    fit(again, pairs(), budget, folder=tmp_path)
-    assert_same(again.state_dict(), whole.state_dict())
-
-
 def test_history_curve():
     history = History(steps=[{"a": 1.0}, {"b": 2.0}, {"a": 3.0}])
     assert history.curve("a") == [1.0, 3.0] and history.curve("loss") == []

@@ -1,10 +1,11 @@
 """Runs that tests start in processes of their own: one is killed, two are joined.
 
 `python training_runs.py kill FOLDER` trains, is killed twenty times and finishes;
-`python training_runs.py joined FOLDER` is one process of two.
+`python training_runs.py joined FOLDER` is one process of two, `several` too.
 """
 
 import itertools
+import math
 import os
 import random
 import signal
@@ -18,7 +19,7 @@ from torch import nn
 
 from alignkit.data import Pairs
 from alignkit.parts import DualEncoder, Settings, Stage
-from alignkit.training import Budget, checkpoint, fit, seed_all
+from alignkit.training import Budget, NonFiniteLoss, checkpoint, fit, seed_all
 
 BUDGET = Budget(steps=24, batch_size=16, lr=1e-2, save_every=3, validate_every=4,
                 select_by="figure")
@@ -144,6 +145,126 @@ def joined(folder: Path) -> None:
                folder / f"end-{rank}.pt")
 
 
+class Deep(DualEncoder):
+    """Blocks, a learned temperature, a moving average, a stage that trains a part: what
+    shards have to cope with. It draws nothing, so any number of processes agree."""
+
+    lives = None  # steps after which it is interrupted
+    sharded = False
+
+    def build(self, settings, pairs):
+        super().build(settings, pairs)
+        self.blocks = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])
+        self.register_buffer("average", self.heads["image"].weight.detach().clone())
+        self.register_buffer("process", torch.zeros(()), persistent=False)
+
+    def stages(self):
+        first = {"params": list(self.heads["text"].parameters()), "lr": 3e-2}
+        return [Stage("text", parameters=[first], steps=4), Stage("all")]
+
+    def encode(self, batch):
+        x = batch["image_features"]
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        Deep.sharded = hasattr(self, "unshard")
+        assert self.process == 0 or not self.training  # buffers are the first process's
+        return super().encode({**batch, "image_features": x})
+
+    def after_step(self):
+        self.average.lerp_(self.heads["image"].weight.detach(), 0.1)
+        self.process.fill_(int(os.environ.get("RANK", "0")))
+        if Deep.lives is not None:
+            Deep.lives -= 1
+            if Deep.lives == 0:
+                raise KeyboardInterrupt
+
+
+DEEP = Budget(steps=12, batch_size=16, lr=1e-2, save_every=3, validate_every=4,
+              select_by="figure")
+
+
+def train_deep(folder: Path | None = None, lives: int | None = None, budget: Budget = DEEP):
+    """(method, history); history is None if it was interrupted after `lives` steps."""
+    rows = pairs()
+    seed_all(5)
+    method, Deep.lives = Deep(Settings(width=3, learn_temperature=True), rows), lives
+    try:
+        return method, fit(method, rows, budget, seed=3, folder=folder,
+                           validate=validate if budget.select_by else None)
+    except KeyboardInterrupt:
+        return method, None
+
+
+class BreaksHere(Deep):
+    """A loss that is NaN in the second process alone, from one step on."""
+
+    def losses(self, outputs, batch, progress):
+        bad = progress > 0.5 and os.environ.get("RANK") == "1"
+        losses = super().losses(outputs, batch, progress)
+        return {**losses, "bad_loss": outputs["image"].sum() * (math.nan if bad else 0.0)}
+
+
+class Writes(Deep):
+    def after_step(self):
+        with torch.no_grad():
+            self.heads["image"].weight *= 0.9
+
+
+def broken(folder: Path, chunk: int) -> str:
+    """What the run says that cannot go on."""
+    seed_all(5)
+    method = BreaksHere(Settings(width=3), pairs())
+    Deep.lives = None
+    try:
+        fit(method, pairs(), Budget(steps=12, batch_size=16, save_every=3, chunk=chunk),
+            folder=folder)
+    except NonFiniteLoss as error:
+        assert all(torch.isfinite(v).all() for v in method.state_dict().values())
+        return str(error)
+    return "it went on"
+
+
+def several(folder: Path) -> None:
+    """One process of two: runs with DDP and in shards, interrupted and broken ones."""
+    rank, ends, said = os.environ["RANK"], {}, {}
+
+    def end(method, history):
+        return {"weights": method.state_dict(), "loss": history.curve(),
+                "sharded": Deep.sharded}
+
+    ends["DDP"] = end(*train_deep())
+    ends["chunk"] = end(*train_deep(budget=replace(DEEP, chunk=3)))
+    ends["bf16"] = end(*train_deep(budget=replace(DEEP, precision="bf16", chunk=3)))
+    said["DDP"] = broken(folder / "broken DDP", 0)
+    said["chunk"] = broken(folder / "broken chunk", 3)
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    ends["FSDP2"] = end(*train_deep())
+    ends["FSDP2 last"] = end(*train_deep(budget=replace(DEEP, select_by=None)))
+    ends["FSDP2 bf16"] = end(*train_deep(budget=replace(DEEP, precision="bf16")))
+    said["FSDP2"] = broken(folder / "broken FSDP2", 0)
+    for name in ("FSDP2 chunk", "FSDP1"):
+        os.environ["FSDP_VERSION"] = "2" if name == "FSDP2 chunk" else "1"
+        try:
+            train_deep(budget=replace(DEEP, chunk=3))
+        except ValueError as error:
+            said[name] = str(error)
+    os.environ["FSDP_VERSION"] = "2"
+    try:
+        train_deep(budget=replace(DEEP, batch_size=1))
+    except ValueError as error:
+        said["one row"] = str(error)
+    try:
+        fit(Writes(Settings(width=3), pairs()), pairs(), Budget(steps=1))
+    except ValueError as error:
+        said["writes"] = str(error)
+    # A run from life to life: shards, shards, copies; the test process finishes it.
+    assert train_deep(folder / "relay", lives=3 + 5)[1] is None
+    assert train_deep(folder / "relay", lives=4)[1] is None
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
+    assert train_deep(folder / "relay", lives=4)[1] is None
+    torch.save({"ends": ends, "said": said}, folder / f"end-{rank}.pt")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"kill": kill, "joined": joined}[sys.argv[1]](Path(sys.argv[2]))
+    {"kill": kill, "joined": joined, "several": several}[sys.argv[1]](Path(sys.argv[2]))

@@ -20,7 +20,7 @@ __all__ = ["FEWEST", "SCALES", "SEEDS", "Arm", "Claim", "Condition", "Null", "Re
            "scoreboard", "slugs", "stored"]
 
 SCALES = ("tiny", "small", "gpu", "full")
-_SHARED = {"__init__", "claim", "common", "results", "runner"}
+_SHARED = {"__init__", "claim", "common", "results", "runner", "train"}
 
 
 def slugs() -> list[str]:

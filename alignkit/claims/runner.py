@@ -50,7 +50,7 @@ class Runs:
             if name == claim.baseline:
                 continue
             if claim.differs == "inference":
-                method, splits = self._build(claim, name, seed, null)
+                method, splits = self.build(claim, name, seed, null)
                 method.load_state_dict(done[claim.baseline].method.state_dict())
                 done[name] = Trained(method.eval(), splits, None)
             else:
@@ -71,7 +71,7 @@ class Runs:
                 continue
             scores = []
             for change in claim.grid:
-                method, splits = self._build(claim, name, TUNING_SEED, False)
+                method, splits = self.build(claim, name, TUNING_SEED, False)
                 try:
                     self._fit(claim, method, splits, replace(claim.budget, **change),
                               TUNING_SEED)
@@ -102,7 +102,7 @@ class Runs:
         return {claim.name: _pilot(claim, measured[claim.name], noise[claim.name], n)
                 for claim in self.claims}
 
-    def _build(self, claim: Claim, name: str, seed: int, null: bool, chance: int = 0):
+    def build(self, claim: Claim, name: str, seed: int, null: bool, chance: int = 0):
         """(method, splits); what is trained starts as in the first claim's baseline where
         name and shape are the same, and frozen towers keep their own weights."""
         change = claim.null.transform if null else lambda splits, seed: splits
@@ -124,7 +124,7 @@ class Runs:
         key = (claim.arms[name], seed, claim.null.transform if null else None, chance,
                self.budget(claim, name))
         if key not in self._memo:
-            method, splits = self._build(claim, name, seed, null, chance)
+            method, splits = self.build(claim, name, seed, null, chance)
             history = self._fit(claim, method, splits, self.budget(claim, name),
                                 seed if not chance else seed_of(seed, chance))
             self._memo[key] = Trained(method, splits, history)

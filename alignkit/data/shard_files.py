@@ -205,6 +205,9 @@ def _load_all(folder: Path, manifest: dict) -> tuple[dict, dict]:
         index, end = read_index(folder, shard), (folder / shard["file"]).stat().st_size
         skipped += index["skipped"]
         for number, item in enumerate(index["items"], shard["first"]):
+            if not all(isinstance(n, int) for place in item["members"].values()
+                       for n in place):
+                raise TypeError(f"{item['key']}: its places are no whole numbers")
             if max(at + size for at, size, _ in item["members"].values()) > end:
                 skipped.append([item["key"], f"{shard['file']} ends before it"])
                 continue

@@ -10,10 +10,12 @@ class Budget:
 
     steps, batch_size: of each stage that names none (a batch is never larger than the
     rows). chunk: rows encoded at a time, their gradients cached (0: the whole batch at
-    once); the same gradient in less memory and more time. lr: peak rate of AdamW;
-    warmup: the part of the steps it rises linearly, then a cosine to zero
-    (`schedule='constant'` stays). clip: largest gradient norm. precision: 'no', 'bf16'
-    or 'fp16'. validate_every, save_every: in steps; 0 is 'at the end' and 'never'.
+    once); the same gradient in less memory and more time. (Accumulating the gradients of
+    small batches instead would be another loss: a contrastive row would meet only the
+    others of its small batch.) lr: peak rate of AdamW; warmup: the part of the steps it
+    rises linearly, then a cosine to zero (`schedule='constant'` stays). clip: largest
+    gradient norm. precision: 'no', 'bf16' or 'fp16'. validate_every, save_every: in
+    steps; 0 is 'at the end' and 'never'.
     select_by: the validation figure whose highest value picks the weights to keep
     (None: the last weights); a stage may name its own.
     """

@@ -10,6 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from alignkit.training.distributed import as_shard, whole
+
 KEEP = 2  # the newest, and one in case the disk tears it
 
 
@@ -44,29 +46,40 @@ def newest(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
             facts = json.loads(note.read_text("utf-8"))
             if _sha256(note.with_suffix(".safetensors")) == facts["sha256"]:
                 return load_file(note.with_suffix(".safetensors")), facts
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, SafetensorError):
             continue  # torn: the one before it is whole
     return None
 
 
-def pack(model: nn.Module, optimizer: torch.optim.Optimizer, best: dict) -> dict:
-    """The tensors of a run under flat names; `unpack` is the inverse."""
+def pack(model: nn.Module, optimizer: torch.optim.Optimizer, best: dict,
+         keep: bool = True) -> dict:
+    """The tensors of a run under flat names; `unpack` and `unpack_optimizer` are the
+    inverse. What is in shards is gathered, so every process must call; those that do not
+    `keep` it get nothing."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    return tensors | {f"best.{k}": v for k, v in best.items()}
+        for name, value in state.items():
+            value = whole(torch.as_tensor(value))
+            tensors |= {f"optimizer.{index}.{name}": value.cpu()} if keep else {}
+    return tensors | {f"best.{k}": v for k, v in best.items()} if keep else {}
 
 
-def unpack(tensors: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Load model and optimiser from `tensors`; the best weights are returned."""
+def unpack(tensors: dict, model: nn.Module) -> dict:
+    """Load the model from `tensors`; the best weights are returned."""
     model.load_state_dict(_part(tensors, "model."))
+    return _part(tensors, "best.")
+
+
+def unpack_optimizer(tensors: dict, optimizer: torch.optim.Optimizer) -> None:
+    """Load the optimiser from `tensors`, in shards where its parameters are."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict] = {}
     for name, tensor in _part(tensors, "optimizer.").items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
+        index = int(index)
+        state.setdefault(index, {})[key] = as_shard(tensor, parameters[index])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return _part(tensors, "best.")
 
 
 def _part(tensors: dict, prefix: str) -> dict:

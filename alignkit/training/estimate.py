@@ -8,7 +8,10 @@ import torch
 
 from alignkit.data import Pairs
 from alignkit.parts import Method
-from alignkit.training.loop import Budget, to_device
+from alignkit.parts.large_batch import cached_backward
+from alignkit.parts.large_batch.tiles import TILE
+from alignkit.training.budget import Budget
+from alignkit.training.loop import to_device
 from alignkit.training.randomness import batch_rows, kept_randomness, seed_all
 
 
@@ -39,7 +42,11 @@ def memory_of(method: Method) -> tuple[int, int, int]:
 
 
 def estimate(method: Method, pairs: Pairs, budget: Budget = Budget()) -> Estimate:
-    """Measure one step of each stage on a copy of `method`; nothing is changed."""
+    """Measure one step of each stage on a copy of `method`; nothing is changed.
+
+    In float32, where the method lies: mixed precision takes less. In several processes
+    every one must call, with its own share of the batch as `budget.batch_size`.
+    """
     weights, extra, trainable = memory_of(method)
     trial, seconds, most = copy.deepcopy(method).train(), 0.0, 0
     with kept_randomness():
@@ -68,6 +75,17 @@ def _one_step(method: Method, rows: Pairs, budget: Budget, index: int, step: int
     device = next(iter(method.state_dict().values())).device
     batch = to_device(method.collate(part, generator), device)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        loss = sum(method(batch, 0.5).values())
-    loss.backward()
+        if 0 < budget.chunk < len(part):
+            cached_backward(method, batch, 0.5, chunk=budget.chunk)
+        else:
+            sum(method(batch, 0.5).values()).backward()
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
     return time.perf_counter() - started, sum(saved.values())
+
+
+def logits_memory(rows: int) -> tuple[int, int]:
+    """Bytes of the logits of a batch: whole [rows, rows], and a tile of them at a time
+    (`parts.large_batch.tiled_info_nce`), in float32."""
+    tile = min(rows, TILE)
+    return 4 * rows**2, 4 * tile**2

@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 from alignkit.data import Pairs, Tokens
 from alignkit.parts import Method, Stage
-from alignkit.parts.large_batch import cached_backward
-from alignkit.training import checkpoint
+from alignkit.training import checkpoint, distributed
 from alignkit.training.budget import Budget, rate
 from alignkit.training.randomness import batch_rows, seed_all
+from alignkit.training.trained import Sharded, Whole
 
 
 @dataclass
@@ -33,7 +33,8 @@ class History:
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss was NaN or infinite; the message names the losses, the step and the ids."""
+    """A loss was NaN or infinite; the message names the losses, the step and the ids.
+    With several processes all of them stop, with the message of those that saw it."""
 
 
 def fit(method: Method, pairs: Pairs, budget: Budget = Budget(), seed: int = 0, *,
@@ -46,13 +47,17 @@ def fit(method: Method, pairs: Pairs, budget: Budget = Budget(), seed: int = 0, 
     arguments goes on from the newest and ends with the same bits on CPU. `validate`
     gives named figures, `select_by` picks the weights by one of them.
 
+    In several processes (`accelerate launch`, `torchrun`) each takes its share of every
+    batch, with DDP or FSDP2 (see `distributed`). A checkpoint holds the whole state and
+    goes on in any number of processes; all must see `folder`.
+
     Raises:
         NonFiniteLoss: a loss was not finite; the last checkpoint stays.
         ValueError: no rows, an unknown setting, or a folder that holds another run.
     """
     if not len(pairs):
         raise ValueError("pairs has no rows to train on")
-    accelerator = _accelerator(budget.precision)
+    accelerator = distributed.accelerator(budget.precision)
     method.to(accelerator.device)
     run = _Run(method, budget, seed, validate, folder and Path(folder), accelerator)
     stages = list(method.stages())
@@ -62,16 +67,6 @@ def fit(method: Method, pairs: Pairs, budget: Budget = Budget(), seed: int = 0, 
             run.stage(index, stage, pairs, tensors if index == first else None, progress)
     method.eval()
     return run.history
-
-
-def _accelerator(precision: str):
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.state import AcceleratorState
-
-    # A notebook may train in float32 and then in bfloat16: the shared state would object.
-    AcceleratorState._reset_state(reset_partial_state=False)
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(mixed_precision=precision, kwargs_handlers=[unused])
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
@@ -100,7 +95,12 @@ class _Run:
                          "settings": repr(self.method.settings),
                          "budget": {**asdict(self.budget), "betas": list(self.budget.betas)},
                          "data": pairs.provenance.hash, "rows": rows, "stages": stages}
+        self.accelerator.wait_for_everyone()  # the first may still write what is read here
         found = self.folder and checkpoint.newest(self.folder)
+        step = found and [found[1]["stage"], found[1]["step"]]
+        if step != distributed.of_first(step, self.accelerator):
+            raise ValueError(f"{self.folder} must be on a disk that all machines see: this "
+                             "one finds another checkpoint there than the first")
         if not found:
             return 0, None
         if other := [k for k, v in self.identity.items() if found[1]["identity"].get(k) != v]:
@@ -122,6 +122,13 @@ class _Run:
                 stage.solve(rows)
             self.history.seconds += time.perf_counter() - started
             return
+        # A new one: with fp16 it unscales the gradients of every optimiser it remembers.
+        self.accelerator = distributed.accelerator(self.budget.precision)
+        kind = Sharded if distributed.wants_shards(self.accelerator, self.budget) else Whole
+        size, world = min(len(rows), self.budget.batch_size), self.accelerator.num_processes
+        if size < world:
+            raise ValueError(f"stage {stage.name!r}: a batch of {size} rows is too small "
+                             f"for {world} processes")
         self.best, self.best_value = {}, -math.inf
         steps = self.budget.steps if stage.steps is None else stage.steps
         groups = self._groups(stage)
@@ -131,35 +138,33 @@ class _Run:
                    if p.requires_grad and id(p) not in trained]
         for parameter in resting:
             parameter.requires_grad_(False)
-        optimizer = torch.optim.AdamW(groups, lr=self.budget.lr, betas=self.budget.betas,
-                                      weight_decay=self.budget.weight_decay)
-        # A new one: with fp16 it unscales the gradients of every optimiser it remembers.
-        self.accelerator = _accelerator(self.budget.precision)
-        first = 0
+        first = self._restore(found) if found else 0
+        self.trained = kind(self.method, groups, self.budget, self.accelerator)
         if found:
-            first = self._restore(found, optimizer)
-        model, optimizer = self.accelerator.prepare(self.method, optimizer)
+            checkpoint.unpack_optimizer(found[0], self.trained.optimizer)
         peaks = [group["lr"] for group in groups]
-        bar = tqdm(range(first, steps), desc=stage.name, disable=not progress,
-                   initial=first, total=steps)
+        show = progress and self.accelerator.is_main_process
+        bar = tqdm(range(first, steps), desc=stage.name, disable=not show, initial=first,
+                   total=steps)
         try:
             for step in bar:
-                self._step(index, stage, step, steps, rows, model, optimizer, peaks)
+                self._step(index, stage, step, steps, rows, peaks)
                 self.history.seconds += time.perf_counter() - started
                 started = time.perf_counter()
                 if self.budget.save_every and (step + 1) % self.budget.save_every == 0:
-                    self._save(index, step + 1, optimizer)
+                    self._save(index, step + 1)
+            self.trained.gather()
         except KeyboardInterrupt:
             # The step that was interrupted may be half done: only whole checkpoints count.
-            print(f"interrupted in stage {stage.name!r}"
-                  + (f"; call fit again with folder={str(self.folder)!r} to go on"
-                     if self.budget.save_every and self.folder else ""))
+            if self.accelerator.is_main_process:
+                print(f"interrupted in stage {stage.name!r}"
+                      + (f"; call fit again with folder={str(self.folder)!r} to go on"
+                         if self.budget.save_every and self.folder else ""))
             raise
         finally:
             for parameter in resting:
                 parameter.requires_grad_(True)
-            # Accelerate leaves its autocast on the method.
-            self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            self.trained.close()
         if self.best:
             self.method.load_state_dict(self.best)
 
@@ -175,7 +180,7 @@ class _Run:
                              "stage has read (give a list)")
         return groups
 
-    def _step(self, index, stage, step, steps, rows, model, optimizer, peaks) -> None:
+    def _step(self, index, stage, step, steps, rows, peaks) -> None:
         # Random state: from (seed, stage, step) alone.
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         generator = seed_all(self.seed, index, step, rank)
@@ -185,26 +190,22 @@ class _Run:
 
         # Learning rate.
         factor = rate(self.budget, step, steps)
-        for group, peak in zip(optimizer.param_groups, peaks):
+        for group, peak in zip(self.trained.optimizer.param_groups, peaks):
             group["lr"] = factor * peak
 
-        # Loss and gradient.
-        model.train()
-        cached = self.budget.chunk and self.budget.chunk < len(part)
-        losses = (self._cached_gradients(batch, step / steps) if cached
-                  else model(batch, step / steps))
+        # Loss; in several processes all stop where one must.
+        losses = self.trained.losses(batch, step / steps)
         loss = sum(losses.values())
         seen = {name: value.item() for name, value in losses.items()}
-        if not all(map(math.isfinite, seen.values())):
-            raise NonFiniteLoss(f"stage {stage.name!r} step {step}: {seen}; rows "
-                                f"{part.ids[:8]}{' …' if len(part) > 8 else ''}")
-        if not cached:
-            self.accelerator.backward(loss)
-        if self.budget.clip:
-            self.accelerator.clip_grad_norm_(model.parameters(), self.budget.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        self.method.after_step()
+        wrong = None if all(map(math.isfinite, seen.values())) else (
+            f"stage {stage.name!r} step {step}{f', process {rank}' if world > 1 else ''}: "
+            f"{seen}; rows {part.ids[:8]}"
+            f"{' …' if len(part) > 8 else ''}")
+        if said := distributed.all_say(wrong, self.accelerator):
+            raise NonFiniteLoss("; ".join(said[:3]))
+
+        # Gradient and update.
+        self.trained.update(loss)
 
         # What was seen.
         self.history.steps.append({"stage": stage.name, "step": step, "loss": loss.item(),
@@ -213,22 +214,10 @@ class _Run:
         if self.validate and (step + 1 == steps or every and (step + 1) % every == 0):
             self._validate(stage, step + 1)
 
-    def _cached_gradients(self, batch: dict, progress: float) -> dict:
-        """The losses, their gradients in the parameters: `chunk` rows at a time, then
-        averaged over processes, because this passes DistributedDataParallel by."""
-        scaler = self.accelerator.scaler
-        with self.accelerator.autocast():
-            losses = cached_backward(self.method, batch, progress, chunk=self.budget.chunk,
-                                     **({"scale": scaler.scale} if scaler else {}))
-        if self.accelerator.num_processes > 1:
-            for parameter in (p for p in self.method.parameters() if p.requires_grad):
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = self.accelerator.reduce(gradient, "mean")
-        return losses
-
     def _validate(self, stage: Stage, step: int) -> None:
+        self.trained.gather()
         self.method.eval()
-        figures = self.validate(self.method)
+        figures = distributed.of_first(self.validate(self.method), self.accelerator)
         self.history.validation.append({"stage": stage.name, "step": step, **figures})
         chosen = stage.select_by or self.budget.select_by
         if chosen is None:
@@ -240,10 +229,14 @@ class _Run:
             self.best_value = figures[chosen]
             self.best = {k: v.detach().clone() for k, v in self.method.state_dict().items()}
 
-    def _save(self, index: int, step: int, optimizer) -> None:
-        if self.folder is None or not self.accelerator.is_main_process:
+    def _save(self, index: int, step: int) -> None:
+        if self.folder is None:
             return
-        tensors = checkpoint.pack(self.method, optimizer, self.best)
+        self.trained.gather()
+        first = self.accelerator.is_main_process
+        tensors = checkpoint.pack(self.method, self.trained.optimizer, self.best, first)
+        if not first:
+            return
         scaler = self.accelerator.scaler
         checkpoint.save(self.folder, index * 10**6 + step, tensors, {
             "identity": self.identity, "stage": index, "step": step,
@@ -251,9 +244,10 @@ class _Run:
             "scaler": scaler.state_dict() if scaler else None,
             "history": asdict(self.history)})
 
-    def _restore(self, found: tuple[dict, dict], optimizer) -> int:
+    def _restore(self, found: tuple[dict, dict]) -> int:
+        """The state of a checkpoint but for the optimiser; its step."""
         tensors, facts = found
-        self.best = checkpoint.unpack(tensors, self.method, optimizer)
+        self.best = checkpoint.unpack(tensors, self.method)
         if facts["best_value"] is not None:
             self.best_value = facts["best_value"]
         if facts["scaler"]:

@@ -41,6 +41,8 @@ def cached_backward(method: nn.Module, batch: dict, progress: float = 0.0, *, ch
             states.append(_random_state(device))
             found.append(method.encode(part))
             _map(lambda x, rows=len(part["item"]): _check(x, rows), found[-1])
+    # Before torch 2.11 autocast keeps the weights that it has cast without a gradient.
+    torch.clear_autocast_cache()
     outputs = _map(lambda *rows: torch.cat(rows), *found)
     outputs = _map(lambda x: x.requires_grad_() if x.is_floating_point() else x, outputs)
     del found
