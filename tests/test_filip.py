@@ -1,4 +1,4 @@
-"""FILIP's scores and loss against slow loops, the exact properties of its sheet of facts,
+"""FILIP's scores and loss against slow loops, its exact properties,
 and where its claims say that a noun points."""
 
 import math
@@ -14,9 +14,9 @@ from alignkit.data import Pairs, Tokens
 from alignkit.data.scenes import scenes
 from alignkit.evaluation import evaluate_retrieval
 from alignkit.methods.filip import (
-    Filip, FilipSettings, MeanInteraction, informative, inner_tokens, pooled, two_way_loss,
+    Filip, FilipSettings, MeanInteraction, informative, inner_tokens, two_way_loss,
 )  # fmt: skip
-from alignkit.parts import info_nce, late_interaction, unit
+from alignkit.parts import info_nce, late_interaction, mean_pool, unit
 from alignkit.training import Budget, fit, seed_all
 
 
@@ -208,12 +208,12 @@ def test_the_mean_of_all_products_is_the_product_of_the_means():
         for j in range(3):
             real = b.values[j][b.mask[j]]
             wanted = (a.values[i] @ real.T).mean()
-            assert torch.isclose(pooled(a)[i] @ pooled(b)[j], wanted, atol=1e-14)
+            assert torch.isclose(mean_pool(a)[i] @ mean_pool(b)[j], wanted, atol=1e-14)
     pairs = features()
     method = MeanInteraction(settings(), pairs)
     with torch.no_grad():
         out, tokens = method.encode(pairs.batch()), Filip.encode(method, pairs.batch())
-    assert torch.equal(out["text"], pooled(tokens["text"]))
+    assert torch.equal(out["text"], mean_pool(tokens["text"]))
     assert torch.equal(method.score(out["image"], out["text"]), out["image"] @ out["text"].T)
 
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
+import torch
+
 from alignkit.claims.claim import Trained
-from alignkit.data import Pairs, Splits, shuffle_pairs
+from alignkit.data import Lazy, Pairs, Splits, shuffle_pairs
 from alignkit.data.emoji import emoji
 from alignkit.evaluation import evaluate_retrieval
 from alignkit.parts import Method
@@ -48,3 +50,18 @@ def shuffled_training(splits: Splits, seed: int) -> Splits:
     """A null's `transform`: no training picture keeps its text, so nothing is learned
     about pairs."""
     return splits._replace(train=shuffle_pairs(splits.train, "text", seed))
+
+
+def single_objects(pairs: Pairs, n: int) -> Pairs:
+    """Composed scenes with `image_one`, the first object of each alone where it stood, and
+    `text_one`, what the caption says of it; present in the first n scenes."""
+    pictures = pairs["image"]
+    alone = Lazy([(background, things[:1]) for background, things in pictures.sources],
+                 pictures.read)
+    relations = pairs.tables["names"]["relation"]
+    first = []
+    for text in pairs["text"]:
+        first.append(min((text.split(f" {r} ")[0] for r in relations), key=len))
+    pairs = pairs.with_columns(image_one=alone, text_one=first)
+    here = torch.arange(len(pairs)) < n
+    return pairs.with_present("image_one", here).with_present("text_one", here)

@@ -16,7 +16,7 @@ Decided by pilots on the baselines alone, before `filip` was run on this corpus:
 
 - 1,200 scenes (of 800, eight seeds could only have shown a difference of 0.065 in hit@1,
   of 1,200 one of 0.03), where `pooled` stands at about 0.42 and leaves room both ways.
-  The experiment was planned with 2–5 thousand pairs and 20–40 epochs; 150 steps of 64 are 11
+  Planned were 2–5 thousand pairs and 20–40 epochs; 150 steps of 64 are 11
   epochs, which is the price of two cores, for every arm.
 - 60 captions for single objects: with all pairs `pooled` stands at 0.94 there and a gain
   would be pressed against the ceiling; with 60 they are as hard as two objects (0.43).
@@ -33,20 +33,14 @@ import torch
 from torch import Tensor
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Reported, Trained
-from alignkit.claims.common import image_text, shuffled_training
-from alignkit.data import Lazy, Pairs, Splits, few_pairs
+from alignkit.claims.common import image_text, shuffled_training, single_objects
+from alignkit.data import Pairs, Splits, few_pairs
 from alignkit.data.fetch import asset
 from alignkit.data.scenes import scenes
 from alignkit.encoders import add_features
 from alignkit.evaluation import evaluate_retrieval
-from alignkit.methods.filip import (
-    Filip,
-    FilipSettings,
-    MeanInteraction,
-    inner_tokens,
-    pooled,
-)
-from alignkit.parts import DualEncoder, Method, Settings, unit
+from alignkit.methods.filip import Filip, FilipSettings, MeanInteraction, inner_tokens
+from alignkit.parts import DualEncoder, Method, Settings, mean_pool, unit
 from alignkit.training import Budget
 
 NEEDS = ("image", "text")
@@ -106,21 +100,6 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     if "image_one" in columns:
         pairs = pairs.with_features(text_nouns=noun_tokens(pairs))
     return pairs
-
-
-def single_objects(pairs: Pairs, n: int) -> Pairs:
-    """Scenes with `image_one`, the first object of each scene alone where it stood, and
-    `text_one`, what the caption says of it; present in the first n scenes."""
-    pictures = pairs["image"]
-    alone = Lazy([(background, things[:1]) for background, things in pictures.sources],
-                 pictures.read)
-    relations = pairs.tables["names"]["relation"]
-    first = []
-    for text in pairs["text"]:
-        first.append(min((text.split(f" {r} ")[0] for r in relations), key=len))
-    pairs = pairs.with_columns(image_one=alone, text_one=first)
-    here = torch.arange(len(pairs)) < n
-    return pairs.with_present("image_one", here).with_present("text_one", here)
 
 
 def named_objects(pairs: Pairs) -> Tensor:
@@ -217,7 +196,7 @@ def _single(pairs: Pairs) -> Pairs:
 
 def _arms(pairs: Pairs, s: Scale, end: str = "", few: int | None = None) -> dict[str, Arm]:
     """The three arms; their names end in `end`, they train on `few` pairs at most."""
-    pairs = pairs.with_features(**{f"{m}_pooled": pooled(pairs[f"{m}_tokens"])
+    pairs = pairs.with_features(**{f"{m}_pooled": mean_pool(pairs[f"{m}_tokens"])
                                    for m in ("image", "text")})
     extra = ["text_nouns"] if "text_nouns" in pairs.columns else []
 

@@ -34,9 +34,8 @@ from torch import Tensor
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
 from alignkit.claims.common import (
-    held_out_hits, image_text, shuffled_training, validation_hits,
+    held_out_hits, image_text, shuffled_training, single_objects, validation_hits,
 )  # fmt: skip
-from alignkit.claims.filip import single_objects  # its scenes: their tokens are cached
 from alignkit.data import Pairs, Splits, shuffle_pairs
 from alignkit.data.emoji import emoji
 from alignkit.data.scenes import scenes

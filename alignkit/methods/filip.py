@@ -45,6 +45,7 @@ from alignkit.parts import (
     Temperature,
     info_nce,
     late_interaction,
+    mean_pool,
     positives_of,
     projector,
     unit,
@@ -76,12 +77,6 @@ def inner_tokens(tokens: Tokens) -> Tokens:
     last = place[:, -1:]
     inner = mask & (place > 1) & (place < last)
     return Tokens(values, torch.where(last > 2, inner, mask))
-
-
-def pooled(tokens: Tokens) -> Tensor:
-    """Mean [n, d] of each row's real tokens."""
-    share = tokens.mask.to(tokens.values) / tokens.mask.sum(1, keepdim=True)
-    return (tokens.values * share[:, :, None]).sum(1)
 
 
 def informative(tokens: Tokens, others: Tokens, share: float) -> Tokens:
@@ -160,7 +155,7 @@ class MeanInteraction(Filip):
 
     def encode(self, batch: dict) -> dict[str, Tensor]:
         """Means of the unit tokens [b, width], not unit themselves."""
-        return {name: pooled(tokens) for name, tokens in super().encode(batch).items()}
+        return {name: mean_pool(tokens) for name, tokens in super().encode(batch).items()}
 
     def losses(self, outputs: dict, batch: dict, progress: float) -> dict[str, Tensor]:
         first, second = (outputs[name] for name in self.settings.towers)
