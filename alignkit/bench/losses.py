@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from alignkit.bench.contest import DEVICE, Contest, seeded
-from alignkit.parts import info_nce, sigmoid_loss, unit
+from alignkit.parts import unit
 from alignkit.parts.large_batch import tiled_info_nce, tiled_sigmoid
 
 OPEN_CLIP, METRIC_LEARNING = "open_clip_torch", "pytorch-metric-learning"
@@ -51,7 +51,6 @@ def metric_learning():
 INFO_NCE = Contest(
     "InfoNCE of {n} pairs of width 512, value and gradient", 16384, 256,
     {"alignkit, in tiles": loss(lambda: lambda a, b, s=scalar(20.0): tiled_info_nce(a, b, s)),
-     "alignkit, whole": loss(lambda: lambda a, b, s=scalar(20.0): info_nce(a, b, s)),
      "open_clip ClipLoss": loss(open_clip("ClipLoss", 20.0))},
     {"open_clip ClipLoss": OPEN_CLIP})
 SMALL_INFO_NCE = Contest(
@@ -64,7 +63,5 @@ SIGMOID = Contest(
     "the sigmoid loss of {n} pairs of width 512, value and gradient", 16384, 256,
     {"alignkit, in tiles": loss(lambda: lambda a, b, s=scalar(10.0), c=scalar(-10.0):
                                 tiled_sigmoid(a, b, s, c)),
-     "alignkit, whole": loss(lambda: lambda a, b, s=scalar(10.0), c=scalar(-10.0):
-                             sigmoid_loss(a, b, s, c)),
      "open_clip SigLipLoss": loss(open_clip("SigLipLoss", 10.0, -10.0))},
     {"open_clip SigLipLoss": OPEN_CLIP})
