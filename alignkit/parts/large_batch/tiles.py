@@ -96,14 +96,17 @@ class _Problem:
         the end.
         """
         block = [self.b, self.item, *travelling]
+        logits = torch.empty(0, dtype=self.wide, device=self.a.device)
         for step in range(self.world):
             for rows in _slices(len(self.a), self.tile):
                 x = self.a[rows].to(self.wide)
+                scaled = self.scale * x
                 for columns in _slices(len(block[0]), self.tile):
                     y = block[0][columns].to(self.wide)
-                    right = self.item[rows, None] == block[1][None, columns]
-                    yield (rows, columns, x, y, (self.scale * x) @ y.T,
-                           right.nonzero(as_tuple=True), block[2:])
+                    logits.resize_(len(x), len(y))  # the same memory for every tile
+                    torch.mm(scaled, y.T, out=logits)
+                    yield (rows, columns, x, y, logits,
+                           _same(self.item[rows], block[1][columns]), block[2:])
             block = pass_on(block, self.counts, step, self.group)
         for mine, home in zip(travelling, block[2:], strict=True):
             if mine is not home:
@@ -114,6 +117,14 @@ class _Problem:
         if self.world > 1:
             dist.all_reduce(value, group=self.group)
         return value
+
+
+def _same(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Places (in a, in b) of equal items. Only rows of a that have any are compared: in
+    most tiles there are few."""
+    rows = torch.isin(a, b).nonzero()[:, 0]
+    places, columns = (a[rows, None] == b).nonzero(as_tuple=True)
+    return rows[places], columns
 
 
 def _slices(n: int, size: int) -> list[slice]:
