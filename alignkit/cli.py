@@ -257,16 +257,17 @@ def _bench(args) -> None:
 
     from alignkit import bench
 
-    found = bench.bench(args.contests or list(bench.CONTESTS), rounds=args.rounds,
-                        size=args.size, threads=args.threads)
-    print(bench.table(found))
-    for name, contest in found["contests"].items():
-        if contest["missing"]:
-            print(f"{name}: not installed, so not measured: {', '.join(contest['missing'])} "
+    found = {}
+    for name in args.contests or bench.CONTESTS:
+        new = bench.bench([name], rounds=args.rounds, size=args.size, threads=args.threads)
+        found = {**new, "contests": found.get("contests", {}) | new["contests"]}
+        if missing := new["contests"][name]["missing"]:
+            print(f"{name}: not installed, so not measured: {', '.join(missing)} "
                   "(pip install 'alignkit[bench]')")
-    part = args.out.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    os.replace(part, args.out)
+        part = args.out.with_suffix(".part")  # after each, in case the next one stops
+        part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        os.replace(part, args.out)
+    print(bench.table(found))
     if args.readme:
         bench.write_readme(found, args.readme)
     print(f"written to {args.out}")

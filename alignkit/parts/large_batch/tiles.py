@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from alignkit.parts.large_batch.product import product
 from alignkit.parts.large_batch.ring import pass_on, processes, row_counts
 
 TILE = 1024
@@ -96,16 +97,13 @@ class _Problem:
         the end.
         """
         block = [self.b, self.item, *travelling]
-        logits = torch.empty(0, dtype=self.wide, device=self.a.device)
         for step in range(self.world):
             for rows in _slices(len(self.a), self.tile):
                 x = self.a[rows].to(self.wide)
-                scaled = self.scale * x
+                scaled = (self.scale * x).T.contiguous()
                 for columns in _slices(len(block[0]), self.tile):
                     y = block[0][columns].to(self.wide)
-                    logits.resize_(len(x), len(y))  # the same memory for every tile
-                    torch.mm(scaled, y.T, out=logits)
-                    yield (rows, columns, x, y, logits,
+                    yield (rows, columns, x, y, product(y, scaled).T,
                            _same(self.item[rows], block[1][columns]), block[2:])
             block = pass_on(block, self.counts, step, self.group)
         for mine, home in zip(travelling, block[2:], strict=True):
@@ -196,8 +194,8 @@ def _info_nce_gradients(problem: _Problem, mine: Tensor, theirs: Tensor) -> tupl
         weight = (logits - top[:, None]).exp_().mul_((share / total)[:, None])
         weight += logits.sub_(tops).exp_().mul_(share / totals)
         weight[right] -= share / number[right[0]] + share / numbers[right[1]]
-        grad_a[rows].addmm_(weight, y)
-        grad[columns].addmm_(weight.T, x)
+        grad_a[rows] += product(y.T, weight.T).T
+        grad[columns] += product(weight.T, x)
     return _to_inputs(problem, grad_a, grad_b)
 
 
@@ -226,8 +224,8 @@ class _Sigmoid(_Loss):
                 weight = logits.sigmoid_().div_(problem.n)
                 weight[right] *= -1
                 grad_bias += weight.sum()
-                grad_a[rows].addmm_(weight, y)
-                grad[columns].addmm_(weight.T, x)
+                grad_a[rows] += product(y.T, weight.T).T
+                grad[columns] += product(weight.T, x)
         if wanted:
             _Loss.keep(ctx, problem, *_to_inputs(problem, grad_a, grad_b),
                        grad_bias.to(bias.dtype))
