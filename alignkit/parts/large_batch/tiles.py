@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from alignkit.parts.large_batch.product import product
 from alignkit.parts.large_batch.ring import pass_on, processes, row_counts
 
-TILE = 1024
+TILE = 1536
 
 
 def tiled_info_nce(a: Tensor, b: Tensor, scale: Tensor | float,
