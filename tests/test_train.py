@@ -21,6 +21,7 @@ from alignkit.claims import Runs, paper
 from alignkit.claims.train import train
 from alignkit.cli import main
 from alignkit.parts import DualEncoder, Settings
+from alignkit.parts.large_batch.tiles import TILE
 from alignkit.training import Budget, batch_rows, checkpoint, estimate, logits_memory
 
 ROOT = Path(__file__).parents[1]
@@ -240,5 +241,5 @@ def test_the_estimate_of_cached_gradients_is_smaller():
 
 
 def test_logits_whole_and_in_tiles():
-    assert logits_memory(4096) == (64 * 2**20, 4 * 2**20)
+    assert logits_memory(4096) == (64 * 2**20, 4 * TILE**2)
     assert logits_memory(100) == (40_000, 40_000)
