@@ -13,7 +13,11 @@ def pytest_sessionstart(session):
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
     if session.config.args_source.name == "TESTPATHS":
+        import torch
+
         from alignkit.cli import main
 
+        torch.set_num_threads(os.cpu_count() or 1)  # no worker is there yet; the same bits
         if main(["features"]):
             pytest.exit("the features could not be made: see the line above", 1)
+        torch.set_num_threads(1)
