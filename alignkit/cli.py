@@ -85,8 +85,7 @@ def _parser() -> argparse.ArgumentParser:
                        help="write the marks there too")
     measured = made["bench"]
     measured.add_argument("contests", nargs="*", metavar="CONTEST",
-                          help="loss, loss-small, loss-sigmoid, cache, retrieval, "
-                               "retrieval-small, features, train; default: all")
+                          help="default: all; an unknown one is told which there are")
     measured.add_argument("--rounds", type=int, default=7)
     measured.add_argument("--size", type=int, help="default: the one that is published")
     measured.add_argument("--threads", type=int, default=2)

@@ -280,11 +280,6 @@ def test_the_control_keeps_the_test_and_nothing_of_the_training_rows():
         assert 0.8 < a.std() / b.std() < 1.2
 
 
-def test_slope():
-    assert claims.slope([1.0, 3.0, 5.0, 7.0]) == pytest.approx(2.0)
-    assert claims.slope([4.0, 0.0, 0.0, 0.0, 4.0]) == pytest.approx(0.0)
-
-
 def test_own_pairs_need_labels():
     pairs = Pairs.make({"image": [str(i) for i in range(70)],
                         "text": [str(i) for i in range(70)]})

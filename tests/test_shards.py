@@ -390,3 +390,9 @@ def test_a_tar_or_index_that_is_gone_is_named(folder):
     (folder / "00002.json").write_text("[]")
     with pytest.raises(ValueError, match="is damaged"):
         open_shards(folder)
+
+
+def test_a_command_takes_shards_as_pairs_of_ones_own(folder):
+    from alignkit.claims.train import own_pairs
+
+    assert own_pairs(folder, ("image", "text")).ids == open_shards(folder).ids

@@ -1,13 +1,10 @@
 """The contests by name; in each the first contestant is ours. Peers are imported when they
 are asked for."""
 
-from alignkit.bench.contest import Contest
 from alignkit.bench.galleries import RETRIEVAL, SMALL_RETRIEVAL
 from alignkit.bench.losses import INFO_NCE, SIGMOID, SMALL_INFO_NCE
 from alignkit.bench.towers import CACHE
 from alignkit.bench.work import FEATURES, TRAIN
-
-__all__ = ["CONTESTS", "Contest"]
 
 CONTESTS = {"loss": INFO_NCE, "loss-small": SMALL_INFO_NCE, "loss-sigmoid": SIGMOID,
             "cache": CACHE, "retrieval": RETRIEVAL, "retrieval-small": SMALL_RETRIEVAL,

@@ -60,6 +60,7 @@ from alignkit.evaluation import (
 )
 from alignkit.methods.ood_cma import Cma, CmaSettings, mined, negative_label_odds
 from alignkit.parts import Method
+from alignkit.stats import slope
 from alignkit.training import Budget, seed_of
 
 NEEDS = ("image", "text")
@@ -80,13 +81,12 @@ class Scale:
     weights: tuple[float, ...] = (0.0, 0.001, 0.01, 0.1, 0.3)
     weight: float = 0.1
     temperature: float = 0.07
-    limit: int | None = None
     budget: Budget = Budget(steps=250, batch_size=256, lr=3e-3)
 
 
 SCALES = {
     # Few rows and steps: the code path in seconds, no claim is read off it.
-    "tiny": Scale(limit=600, budget=replace(Scale.budget, steps=20)),
+    "tiny": Scale(budget=replace(Scale.budget, steps=20)),
     "small": Scale(),
     # One 16 GB GPU; bring pairs of your own with labels (`--pairs`), some thousand.
     "gpu": Scale(image="timm:vit_small_patch14_dinov2.lvd142m",
@@ -113,14 +113,14 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     """
     s = SCALES[scale]
     own = pairs is not None
-    pairs = image_text(scale, pairs, s.limit)
+    pairs = image_text(scale, pairs)
     if missing := set(LABELS) - set(pairs.labels):
         raise ValueError(f"pairs has no labels {sorted(missing)}: give every row a "
                          "group, whole ones of which are held out (`group`), and a "
                          "class of its own group (`subgroup`), both with label_names")
-    if not own:
-        pairs = _large_classes(pairs)
     pairs = add_features(pairs, "image", s.image)
+    if not own:  # after the features, which the whole corpus has in the cache
+        pairs = _large_classes(pairs)
     prompts = [s.prompt.format(name.replace("-", " "))
                for name in pairs.label_names["subgroup"]]
     words = class_names()
@@ -224,13 +224,6 @@ def noise_training(splits: Splits, seed: int) -> Splits:
     return splits._replace(train=splits.train.with_features(**noise))
 
 
-def slope(values: list[float]) -> float:
-    """Least-squares slope a step of an evenly spaced list."""
-    middle = (len(values) - 1) / 2
-    return (sum((i - middle) * v for i, v in enumerate(values))
-            / sum((i - middle) ** 2 for i in range(len(values))))
-
-
 def _arms(pairs: Pairs, s: Scale) -> dict[float, tuple[str, Arm]]:
     """Name and arm of each weight; 0 is InfoNCE."""
     rows = pairs.only("image_features", "text_features")
@@ -251,6 +244,10 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     s = SCALES[scale]
     named = _arms(pairs, s)
     arms, cma = dict(named.values()), named[s.weight][0]
+
+    def rise(figures: dict[str, float]) -> float:
+        """Mean rise of a figure a step of the list of weights."""
+        return slope(range(len(arms)), [figures[arm] for arm in arms])
 
     def claim(name: str, sentence: str, figure: str, margin: float,
               arms: dict[str, Arm], statistic: Callable, also: str = "",
@@ -277,10 +274,10 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     return [
         claim("gap", "The gap between pictures of known classes and their prompts "
               "falls with the weight (mean fall a step of the list).", "gap", 0.01,
-              arms, lambda f: -slope([f[arm] for arm in arms]), also="scale"),
+              arms, lambda f: -rise(f), also="scale"),
         claim("alignment", "The mean cosine of new pictures of known classes with "
               "their prompts rises with the weight (mean rise a step of the list).",
-              "cosine", 0.01, arms, lambda f: slope([f[arm] for arm in arms])),
+              "cosine", 0.01, arms, rise),
         claim("negative-labels", "With the extra pull negative labels tell pictures of "
               "unknown groups better (AUROC).", "neglabel", 0.005, two,
               lambda f: f[cma] - f["infonce"], also="mcm"),

@@ -32,6 +32,19 @@ def matrix(x: Tensor, name: str, *, least: int = 1) -> Tensor:
     return x
 
 
+def one_space(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as :func:`matrix`, the gallery in the query's type; refused if their widths
+    differ."""
+    query = matrix(query, "query")
+    gallery = matrix(gallery, "gallery").to(query.dtype)
+    if query.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f"query has width {query.shape[1]} and gallery {gallery.shape[1]}; "
+            "both must lie in one space"
+        )
+    return query, gallery
+
+
 def unit_rows(x: Tensor, name: str, *, least: int = 1) -> Tensor:
     """:func:`matrix`, then every row divided by its length; no row may be zero."""
     x = matrix(x, name, least=least)

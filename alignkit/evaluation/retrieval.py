@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from alignkit.evaluation.checks import matrix
+from alignkit.evaluation.checks import one_space
 
 Outputs = Tensor | tuple | dict[str, Tensor]  # rows first in every tensor
 TIE = 1e-6  # of max(1, |score|): float32 products of equal rows differ by less
@@ -152,13 +152,7 @@ def retrieve(
     Returns:
         ``"query->gallery"`` and ``"gallery->query"``, each as of :func:`retrieval`.
     """
-    query = matrix(query, "query")
-    gallery = matrix(gallery, "gallery").to(query.dtype)
-    if query.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"query has width {query.shape[1]} and gallery {gallery.shape[1]}; "
-            "both must lie in one space"
-        )
+    query, gallery = one_space(query, gallery)
     largest = [torch.linalg.vector_norm(x, torch.inf) for x in (query, gallery)]
     if not (largest[0] * largest[1].to(query) * query.shape[1]).isfinite():
         raise ValueError(

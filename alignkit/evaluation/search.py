@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alignkit.evaluation.checks import matrix
+from alignkit.evaluation.checks import one_space
 from alignkit.evaluation.retrieval import TIE
 
 INDEXES = ("exact", "hnsw", "ivf")
@@ -56,13 +56,7 @@ def search(
     Raises:
         ImportError: an index is asked for and faiss is not installed.
     """
-    query = matrix(query, "query")
-    gallery = matrix(gallery, "gallery").to(query.dtype)
-    if query.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"query has width {query.shape[1]} and gallery {gallery.shape[1]}; "
-            "both must lie in one space"
-        )
+    query, gallery = one_space(query, gallery)
     if not 1 <= k <= len(gallery):
         raise ValueError(f"k is {k}; it must lie between 1 and {len(gallery)} rows")
     if index not in INDEXES or min(effort, chunk, sample) < 1:
