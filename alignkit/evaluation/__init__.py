@@ -21,6 +21,7 @@ from alignkit.evaluation.geometry import (
     uniformity,
 )
 from alignkit.evaluation.linear_maps import CanonicalMaps, cca, procrustes
+from alignkit.evaluation.precision import average_precision, mean_average_precision
 from alignkit.evaluation.retrieval import ranks, retrieval, retrieve
 from alignkit.evaluation.search import Found, search
 
@@ -29,6 +30,7 @@ __all__ = [
     "Found",
     "alignment",
     "auroc",
+    "average_precision",
     "cca",
     "cka",
     "cka_debiased",
@@ -41,6 +43,7 @@ __all__ = [
     "knn_probe",
     "linear_probe",
     "maximum_concept_matching",
+    "mean_average_precision",
     "modality_gap",
     "mutual_knn",
     "mutual_knn_grid",

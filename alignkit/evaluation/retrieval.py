@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from alignkit.evaluation.checks import one_space
+from alignkit.parts.product import product
 
 Outputs = Tensor | tuple | dict[str, Tensor]  # rows first in every tensor
 TIE = 1e-6  # of max(1, |score|): float32 products of equal rows differ by less
@@ -84,7 +85,7 @@ def dot(query: Outputs, gallery: Outputs) -> Tensor:
             "the default score needs one tensor [n, d] a side; "
             "pass score=(a function of query rows and gallery rows) for other outputs"
         )
-    return query @ gallery.T
+    return product(query, gallery)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from alignkit.evaluation.checks import one_space
 from alignkit.evaluation.retrieval import TIE
+from alignkit.parts.product import product
 
 INDEXES = ("exact", "hnsw", "ivf")
 
@@ -82,7 +83,7 @@ def _exact(query: Tensor, gallery: Tensor, k: int, chunk: int) -> tuple[Tensor, 
         for i in range(0, len(query), chunk):
             best, where = scores[i : i + chunk], places[i : i + chunk]
             for j in range(0, len(gallery), chunk):
-                block = query[i : i + chunk] @ gallery[j : j + chunk].T
+                block = product(query[i : i + chunk], gallery[j : j + chunk])
                 new, at = block.topk(min(k, block.shape[1]), dim=1)
                 both = torch.cat([best, new], dim=1)
                 best[:], order = both.topk(k, dim=1)

@@ -19,10 +19,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from alignkit.parts.large_batch.product import product
+from alignkit.parts.product import product
 from alignkit.parts.large_batch.ring import pass_on, processes, row_counts
 
 TILE = 1536
+SPREAD = 60.0  # exp(-60) = 1e-26, which float32 still holds with all its digits
 
 
 def tiled_info_nce(a: Tensor, b: Tensor, scale: Tensor | float,
@@ -100,10 +101,10 @@ class _Problem:
         for step in range(self.world):
             for rows in _slices(len(self.a), self.tile):
                 x = self.a[rows].to(self.wide)
-                scaled = (self.scale * x).T.contiguous()
+                scaled = self.scale * x
                 for columns in _slices(len(block[0]), self.tile):
                     y = block[0][columns].to(self.wide)
-                    yield (rows, columns, x, y, product(y, scaled).T,
+                    yield (rows, columns, x, y, product(scaled, y),
                            _same(self.item[rows], block[1][columns]), block[2:])
             block = pass_on(block, self.counts, step, self.group)
         for mine, home in zip(travelling, block[2:], strict=True):
@@ -151,8 +152,10 @@ class _InfoNCE(_Loss):
         problem = _Problem(a, b, scale, item, tile, group)
         mine, theirs = _sums(a, problem.wide), _sums(b, problem.wide)
         for rows, columns, _, _, logits, right, (sums,) in problem.tiles(theirs):
-            _add(mine[rows], logits, right)
-            _add(sums[columns], logits.T, right[::-1])
+            own = logits[right]
+            top, by_row, tops, by_column = _powers(logits)
+            _add(mine[rows], top, by_row.sum(1), own, right[0])
+            _add(sums[columns], tops, by_column.sum(0), own, right[1])
         value = _cross_entropies(mine).sum() + _cross_entropies(theirs).sum()
         if any(ctx.needs_input_grad):
             _Loss.keep(ctx, problem, *_info_nce_gradients(problem, mine, theirs))
@@ -160,21 +163,34 @@ class _InfoNCE(_Loss):
 
 
 def _sums(x: Tensor, wide: torch.dtype) -> Tensor:
-    """[n, 4] for no column yet: the largest logit of the row, the sum of exp(logit −
-    largest), the sum of the right answers' logits, their number."""
+    """[n, 4] for no column yet: a reference not far above the row's largest logit, the
+    sum of exp(logit − reference), the sum of the right answers' logits, their number."""
     sums = torch.zeros(len(x), 4, dtype=wide, device=x.device)
     sums[:, 0] = -math.inf
     return sums
 
 
-def _add(sums: Tensor, logits: Tensor, right: tuple[Tensor, Tensor]) -> None:
-    """More columns for the rows of `sums`."""
-    largest, total, own, number = sums.unbind(1)
-    top = torch.maximum(largest, logits.amax(1))
-    total.mul_((largest - top).exp_()).add_((logits - top[:, None]).exp_().sum(1))
-    largest.copy_(top)
-    own.index_add_(0, right[0], logits[right])
-    number.index_add_(0, right[0], torch.ones_like(logits[right]))
+def _powers(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """References of the rows and exp(logits − reference), the same of the columns. The
+    tile's largest logit serves all where no other is so far below it that its exponential
+    would lose digits: half of the exponentials are saved."""
+    low, high = logits.aminmax()
+    if high - low < SPREAD:
+        powers = (logits - high).exp_()
+        return high.expand(len(logits)), powers, high.expand(logits.shape[1]), powers
+    top, tops = logits.amax(1), logits.amax(0)
+    return top, (logits - top[:, None]).exp_(), tops, (logits - tops).exp_()
+
+
+def _add(sums: Tensor, top: Tensor, powers: Tensor, own: Tensor, right: Tensor) -> None:
+    """More columns for the rows of `sums`: their references, their sums of exponentials,
+    and the logits of right answers with their rows."""
+    reference, total, logits, number = sums.unbind(1)
+    larger = torch.maximum(reference, top)
+    total.mul_((reference - larger).exp_()).add_(powers * (top - larger).exp())
+    reference.copy_(larger)
+    logits.index_add_(0, right, own)
+    number.index_add_(0, right, torch.ones_like(own))
 
 
 def _cross_entropies(sums: Tensor) -> Tensor:
@@ -189,13 +205,14 @@ def _info_nce_gradients(problem: _Problem, mine: Tensor, theirs: Tensor) -> tupl
     grad_b = torch.zeros_like(problem.b, dtype=problem.wide)
     share = 0.5 / problem.n
     for rows, columns, x, y, logits, right, (sums, grad) in problem.tiles(theirs, grad_b):
-        top, total, _, number = mine[rows].unbind(1)
-        tops, totals, _, numbers = sums[columns].unbind(1)
-        weight = (logits - top[:, None]).exp_().mul_((share / total)[:, None])
-        weight += logits.sub_(tops).exp_().mul_(share / totals)
+        reference, total, _, number = mine[rows].unbind(1)
+        references, totals, _, numbers = sums[columns].unbind(1)
+        top, by_row, tops, by_column = _powers(logits)
+        weight = by_row * ((top - reference).exp_() * share / total)[:, None]
+        weight.addcmul_(by_column, (tops - references).exp_() * share / totals)
         weight[right] -= share / number[right[0]] + share / numbers[right[1]]
-        grad_a[rows] += product(y.T, weight.T).T
-        grad[columns] += product(weight.T, x)
+        grad_a[rows] += product(weight, y.T)
+        grad[columns] += product(weight.T, x.T)
     return _to_inputs(problem, grad_a, grad_b)
 
 
@@ -224,8 +241,8 @@ class _Sigmoid(_Loss):
                 weight = logits.sigmoid_().div_(problem.n)
                 weight[right] *= -1
                 grad_bias += weight.sum()
-                grad_a[rows] += product(y.T, weight.T).T
-                grad[columns] += product(weight.T, x)
+                grad_a[rows] += product(weight, y.T)
+                grad[columns] += product(weight.T, x.T)
         if wanted:
             _Loss.keep(ctx, problem, *_to_inputs(problem, grad_a, grad_b),
                        grad_bias.to(bias.dtype))
