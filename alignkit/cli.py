@@ -9,6 +9,7 @@ COMMANDS = {
     "tour": "fetch, run the first notebook, show its claim: start here",
     "list": "the papers whose claims can be re-run",
     "reproduce": "re-run a paper's claims: alignkit reproduce SLUG",
+    "compare": "the objectives of part 1 on the same pairs and budget: alignkit compare",
     "train": "train one arm of a claim, on one GPU or many: alignkit train SLUG",
     "scoreboard": "the published verdicts as a table",
     "bench": "time and memory beside the field's libraries: alignkit bench loss",
@@ -39,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         print(found, file=sys.stderr)
         return 1
     try:
-        return globals()[f"_{args.command}"](args) or 0
+        done = globals()[f"_{args.command}"](args)
+        return done if isinstance(done, int) else 0
     except BrokenPipeError:  # `alignkit list | head`
         return 0
     except (ImportError, ValueError, OSError, RuntimeError) as error:
@@ -55,18 +57,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     made = {name: commands.add_parser(name, help=text, description=text)
             for name, text in COMMANDS.items()}
-    reproduce = made["reproduce"]
-    for command in (reproduce, made["train"]):
+    for command in (made["reproduce"], made["train"]):
         command.add_argument("slug", help="a paper, e.g. from `alignkit list`")
+    for command in (made["reproduce"], made["compare"], made["train"]):
         command.add_argument("--scale", default="small",
                              choices=("tiny", "small", "gpu", "full"))
         command.add_argument("--pairs", type=Path,
                              help="your own: a CSV with columns image,caption, a folder of "
                                   "pictures and .txt files, or a folder of Pairs.save")
-    reproduce.add_argument("--seeds", type=int, default=8, help="paired seeds, 5 at least")
     _train_arguments(made["train"])
-    reproduce.add_argument("--out", type=Path, default=Path("alignkit-results"),
-                           help="folder for the result files")
+    for command in (made["reproduce"], made["compare"]):
+        command.add_argument("--seeds", type=int, default=8, help="paired seeds, 5 at least")
+        command.add_argument("--out", type=Path, default=Path("alignkit-results"),
+                             help="folder for the result files")
     made["student"].add_argument("folder", type=Path)
     grade = made["grade"]
     grade.description += (
@@ -129,8 +132,9 @@ def _list(args) -> None:
         print(f"{slug:16} {pairs}; scales {', '.join(SCALES)}; {verdicts}")
 
 
-def _reproduce(args) -> None:
-    from alignkit.claims import FEWEST, paper, run
+def _reproduce(args) -> list:
+    """Runs the claims of `args.slug`, and gives their results."""
+    from alignkit.claims import FEWEST, estimated, paper, run
     from alignkit.claims.results import package_hash
     from alignkit.claims.train import own_pairs
     from alignkit.data.fetch import cache_dir
@@ -146,27 +150,23 @@ def _reproduce(args) -> None:
     print(pairs.describe())
     print(f"{len(claims)} claims, {args.seeds} paired seeds, scale {args.scale}; features "
           f"took {time.perf_counter() - started:.0f} s")
-    _say_estimate(claims, args.seeds)
+    print(estimated(claims, args.seeds))
     key = f"{args.slug}-{args.scale}-{args.seeds}-{package_hash()[:8]}"
     work = cache_dir() / "runs" / f"{key}-{pairs.provenance.hash[:8]}"
-    for result in run(args.slug, claims, pairs, args.scale, seeds=range(args.seeds), work=work):
+    results = run(args.slug, claims, pairs, args.scale, seeds=range(args.seeds), work=work)
+    for result in results:
         print(f"\n{result}\n  written to  {result.save(args.out)}")
+    return results
 
 
-def _say_estimate(claims, seeds: int) -> None:
-    """Time and memory before the run: a step of each arm, its runs counted once."""
-    from alignkit.training import estimate
+def _compare(args) -> None:
+    """The claims file that gives a table is the one that compares."""
+    from alignkit.claims import paper, slugs
 
-    arms = {name: (claim, arm) for claim in claims for name, arm in claim.arms.items()
-            if claim.differs != "inference" or name == claim.baseline}
-    seconds, memory = 0.0, 0
-    for claim, arm in arms.values():
-        splits = arm.data(0)
-        cost = estimate(arm.build(splits), splits.train, claim.budget)
-        seconds += cost.seconds * (2 * seeds + len(claim.grid))
-        memory = max(memory, cost.weights + cost.optimizer + cost.saved)
-    print(f"estimate: {len(arms)} arms, about {seconds / 60:.1f} minutes of training and "
-          f"{memory / 2**20:.0f} MiB a run beside the data")
+    (args.slug,) = (slug for slug in slugs() if hasattr(paper(slug), "table"))
+    results = _reproduce(args)
+    print("\nMean ± half of the 95 % interval; time and memory as ratios to the first.\n"
+          + paper(args.slug).table(results))
 
 
 def _train(args) -> None:

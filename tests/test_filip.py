@@ -113,14 +113,14 @@ def test_the_method_is_heads_unit_tokens_and_the_loop():
         head, (values, mask) = method.heads[name], batch[f"{name}_tokens"]
         z = values @ head.weight.T + head.bias
         tokens[name] = Tokens(z / z.norm(dim=2, keepdim=True), mask)
-    scale = torch.tensor(1 / 0.07, dtype=torch.float64)  # the sheet's start
+    scale = torch.tensor(1 / 0.07, dtype=torch.float64)  # the paper's start
     (loss,) = method(batch).values()
     assert abs(loss - loop_loss(tokens["image"], tokens["text"], scale)) < 1e-6 * loss
     loss.backward()
     assert method.temperature.log_scale.grad.abs() > 0  # it is learned
 
 
-# The exact properties of the paper's sheet, (a) to (d) --------------------------------
+# The paper's exact properties -----------------------------------------------------------
 def test_a_with_one_token_a_side_the_loss_is_clips():
     a, b = drawn(7, 1, 4), drawn(7, 1, 4, seed=1)
     clip = info_nce(a.values[:, 0], b.values[:, 0], 14.0)
@@ -179,7 +179,7 @@ def test_a_picture_asks_with_patches_and_a_text_with_words():
 
 def test_each_score_is_trained_by_its_own_half():
     """Rows of the first, columns of the second: the transpose of one for both is the
-    silent bug of the sheet."""
+    known silent bug."""
     image, text = rows(5, 5), rows(5, 5, seed=1)
     eye, right = torch.eye(5, dtype=torch.bool), torch.arange(5)
     wanted = (F.cross_entropy(2 * image, right) + F.cross_entropy(2 * text.T, right)) / 2

@@ -1,5 +1,5 @@
-"""GRAM's loss against slow loops in both readings of its gradient, the exact properties of
-its sheet of facts, and its claims with three modalities."""
+"""GRAM's loss against slow loops in both readings of its gradient, its exact
+properties, and its claims with three modalities."""
 
 import math
 from itertools import combinations, permutations
@@ -162,7 +162,7 @@ def test_the_method_is_heads_without_bias_unit_rows_and_the_loop():
     assert slope.abs() > 0  # the temperature is learned
 
 
-# The exact properties of the sheet ------------------------------------------------------
+# The paper's exact properties -----------------------------------------------------------
 def test_signs_rotations_and_order_do_not_matter():
     z = drawn(20, 6)
     wanted = gramian_volume(z)

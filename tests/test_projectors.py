@@ -1,5 +1,5 @@
-"""Token projectors against slow loops, the exact properties of the paper's sheet of facts,
-and the choice of captions."""
+"""Token projectors against slow loops, the paper's exact properties, and the
+choice of captions."""
 
 import math
 from dataclasses import replace
@@ -120,7 +120,7 @@ def test_the_paper_has_11_553_793_parameters():
     assert [sum(p.numel() for p in b.parameters()) for b in blocks] == [3_150_848, 2_101_248]
 
 
-# The exact properties of the sheet, (a) to (c) ----------------------------------------
+# The paper's exact properties -----------------------------------------------------------
 def test_a_without_the_bend_it_is_affine_and_commutes_with_the_mean():
     seed_all(0)
     block = token_projector(6, 5).double().eval()

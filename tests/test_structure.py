@@ -83,7 +83,7 @@ def test_all_gradient_flows_through_the_outputs():
     assert x.grad is None and z.grad.abs().sum() > 0
 
 
-# The exact properties of the paper's sheet, (a) to (e) --------------------------------
+# The paper's exact properties -----------------------------------------------------------
 @pytest.mark.parametrize("levels", [1, 2, 5])
 def test_a_scaled_rotation_costs_nothing(levels):
     x = rows(30, 6)
@@ -143,7 +143,7 @@ def test_e_high_powers_tend_to_the_stationary_distribution():
     assert (power - weight / weight.sum()).abs().max() < 1e-9
 
 
-# What the sheet measured --------------------------------------------------------------
+# What random features give ------------------------------------------------------------
 def test_the_mixture_stands_first():
     """By hand, for one row p = (¾, ¼), q = (¼, ¾): m = (½, ½) and both divergences are
     KL(m ‖ p) = ½ ln(½ / ¾) + ½ ln(½ / ¼) = ½ ln(4/3)."""
@@ -173,7 +173,7 @@ def test_diagonal_mass_of_isotropic_features(tau, mass, off):
 def test_where_the_diagonal_has_all_the_mass_the_regulariser_is_silent():
     losses = [structure_loss(rows(64, 40, seed), rows(64, 40, seed + 50), 0.05).item()
               for seed in range(10)]
-    assert sum(losses) / 10 < 2e-4  # the sheet: 4e-5 for unrelated z
+    assert sum(losses) / 10 < 2e-4  # 4e-5 was measured for unrelated z
     assert structure_loss(rows(64, 40), rows(64, 40, 50), 0.2) > 100 * sum(losses) / 10
 
 

@@ -13,11 +13,11 @@ from types import ModuleType
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Reported, Trained
 from alignkit.claims.results import Result, code_hash, load, scoreboard, stored
-from alignkit.claims.runner import FEWEST, SEEDS, Runs, run
+from alignkit.claims.runner import FEWEST, SEEDS, Runs, estimated, run
 
 __all__ = ["FEWEST", "SCALES", "SEEDS", "Arm", "Claim", "Condition", "Null", "Reported",
-           "Result", "Runs", "Trained", "code_hash", "load", "paper", "rerun", "run",
-           "scoreboard", "slugs", "stored"]
+           "Result", "Runs", "Trained", "code_hash", "estimated", "load", "paper", "rerun",
+           "run", "scoreboard", "slugs", "stored"]
 
 SCALES = ("tiny", "small", "gpu", "full")
 _SHARED = {"__init__", "claim", "common", "results", "runner", "train"}

@@ -16,7 +16,7 @@ from alignkit.data import Pairs
 from alignkit.parts import Method
 from alignkit.stats import null_passed, prediction_interval, smallest_detectable
 from alignkit.stats import t_interval, verdict
-from alignkit.training import Budget, NonFiniteLoss, fit, seed_all, seed_of
+from alignkit.training import Budget, NonFiniteLoss, estimate, fit, seed_all, seed_of
 
 SEEDS = tuple(range(8))
 FEWEST = 5
@@ -158,6 +158,20 @@ def run(slug: str, claims: Sequence[Claim], pairs: Pairs, scale: str, *,
     seconds = opened["seconds"] + sum(row["seconds"] for row in rows)
     return [_result(slug, claim, runs, opened["pilot"][claim.name], rows, pairs, scale,
                     seconds / len(claims)) for claim in claims]
+
+
+def estimated(claims: Sequence[Claim], seeds: int) -> str:
+    """Time and memory of `run`, from one step of each arm."""
+    arms = {name: (claim, arm) for claim in claims for name, arm in claim.arms.items()
+            if claim.differs != "inference" or name == claim.baseline}
+    seconds, memory = 0.0, 0
+    for claim, arm in arms.values():
+        splits = arm.data(0)
+        cost = estimate(arm.build(splits), splits.train, claim.budget)
+        seconds += cost.seconds * (2 * seeds + len(claim.grid))
+        memory = max(memory, cost.weights + cost.optimizer + cost.saved)
+    return (f"estimate: {len(arms)} arms, about {seconds / 60:.1f} minutes of training and "
+            f"{memory / 2**20:.0f} MiB a run beside the data")
 
 
 def _pilot(claim: Claim, measured: list[float], noise: list[float], n: int) -> dict:
