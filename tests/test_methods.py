@@ -308,6 +308,9 @@ def test_it_learns_and_says_what_broke(case):
     method, splits, budget = case.build()
     if "untrained" in method.traits:
         return
+    for stage in method.stages():
+        if stage.solve:
+            stage.solve(stage.view(splits.train))
     batch = method.collate(splits.train, seed_all(0))
     with torch.no_grad():
         before = loss_of(method.eval(), batch)
@@ -320,7 +323,8 @@ def test_it_learns_and_says_what_broke(case):
             columns[name].fill_(torch.nan)
         elif isinstance(columns[name], Tokens):
             columns[name].values.fill_(torch.nan)
-    chosen = batch_rows(len(splits.train), budget.batch_size, 0, 0, 0)
+    steps = next(i for i, stage in enumerate(method.stages()) if not stage.solve)
+    chosen = batch_rows(len(splits.train), budget.batch_size, 0, steps, 0)
     named = splits.train.ids[int(chosen[0])]
     with pytest.raises(NonFiniteLoss, match=rf"'{named}'"):
         fit(method, splits.train, budget)

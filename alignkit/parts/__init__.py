@@ -11,17 +11,19 @@ from alignkit.parts.losses import (
     triplet_loss, uniformity_loss,
 )  # fmt: skip
 from alignkit.parts.method import Method, Settings, Stage
+from alignkit.parts.momentum import FeatureQueue, Momentum
 from alignkit.parts.optimise import optimise_inputs
 from alignkit.parts.similarity import (
     cosine, gramian_volume, gramian_volumes, late_interaction, unit,
 )  # fmt: skip
+from alignkit.parts.sparse import sparsemax
 from alignkit.parts.text import WordPieces, mask_words
 from alignkit.parts.tokens import mean_pool
 
-__all__ = ["AttentionPooling", "CrossAttention", "DualEncoder", "Experts", "Method",
-           "Settings", "Stage", "Temperature", "TokenEmbedding", "TransformerDecoder",
-           "TransformerEncoder", "WordPieces", "alignment_loss", "cosine",
-           "distillation_loss", "gramian_volume", "gramian_volumes", "info_nce",
-           "late_interaction", "logits_of", "mask_words", "mean_pool",
-           "optimise_inputs", "positives_of", "projector", "sigmoid_loss",
-           "triplet_loss", "uniformity_loss", "unit"]
+__all__ = ["AttentionPooling", "CrossAttention", "DualEncoder", "Experts",
+           "FeatureQueue", "Method", "Momentum", "Settings", "Stage", "Temperature",
+           "TokenEmbedding", "TransformerDecoder", "TransformerEncoder", "WordPieces",
+           "alignment_loss", "cosine", "distillation_loss", "gramian_volume",
+           "gramian_volumes", "info_nce", "late_interaction", "logits_of", "mask_words",
+           "mean_pool", "optimise_inputs", "positives_of", "projector", "sigmoid_loss",
+           "sparsemax", "triplet_loss", "uniformity_loss", "unit"]

@@ -186,6 +186,7 @@ class _Run:
         generator = seed_all(self.seed, index, step, rank)
         chosen = batch_rows(len(rows), self.budget.batch_size, self.seed, index, step)
         part = rows.select(chosen[rank::world])
+        self.method.train()  # a validation may have left it in eval mode
         batch = to_device(self.method.collate(part, generator), self.accelerator.device)
 
         # Learning rate.
