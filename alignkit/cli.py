@@ -94,9 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--threads", type=int, default=2)
     measured.add_argument("--out", type=Path, default=Path("alignkit-bench.json"))
     measured.add_argument("--readme", type=Path, help="put the table between its markers")
-    for name in ("map", "which"):
+    for name, page in (("map", "README.md"), ("which", "README.md"),
+                       ("scoreboard", "SCOREBOARD.md and the README")):
         made[name].add_argument("--write", action="store_true",
-                                help="bring notebooks/README.md up to date")
+                                help=f"bring notebooks/{page} up to date")
     return parser
 
 
@@ -183,8 +184,10 @@ def _train(args) -> None:
 
 def _scoreboard(args) -> None:
     from alignkit.claims import scoreboard
+    from alignkit.course.guide import write_verdicts
 
-    print(scoreboard())
+    print(*([f"written to {page}" for page in write_verdicts()] if args.write
+            else [scoreboard()]), sep="\n")
 
 
 def _features(args) -> None:

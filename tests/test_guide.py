@@ -91,6 +91,16 @@ def test_the_readme_is_up_to_date():
     assert text == guide.filled(text), "run: alignkit map --write"
 
 
+def test_verdicts_are_written_to_both_pages(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    for page, name in (("README.md", "verdicts"), ("notebooks/SCOREBOARD.md", "scoreboard")):
+        (tmp_path / page).write_text(f"a\n<!-- {name} -->\nSTALE\n<!-- /{name} -->\nb\n")
+    guide.write_verdicts(tmp_path / "notebooks")
+    texts = [(tmp_path / p).read_text("utf-8") for p in ("README.md", "notebooks/SCOREBOARD.md")]
+    assert [t.count("\n| structure |") for t in texts] == [1, len(stored("structure"))]
+    assert not any("STALE" in t for t in texts) and all(t.endswith("\nb\n") for t in texts)
+
+
 def test_blocks_are_filled_between_their_markers_only(tmp_path):
     empty = "a\n<!-- map -->\nold\n<!-- /map -->\nb\n<!-- which --><!-- /which -->\nc\n"
     (tmp_path / "README.md").write_text(empty)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from fake_claims import claim, result_of
 
-from alignkit.claims import Reported, code_hash, load, paper, scoreboard, slugs, stored
+from alignkit.claims import (
+    Reported, code_hash, load, paper, scoreboard, slugs, stored, verdicts,
+)  # fmt: skip
 from alignkit.stats import t_interval
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +56,9 @@ def test_the_scoreboard_is_a_table_of_the_results(tmp_path):
     assert "Less is more." in lines[3] and "not passed | **opposite** |" in lines[3]
     i = good.interval
     assert f"{i['mean']:+.3f} [{i['low']:+.3f}, {i['high']:+.3f}] points | 5 |" in lines[2]
+    dataclasses.replace(good, claim="also").save(tmp_path)
+    short = verdicts(tmp_path).splitlines()
+    assert short[2:] == [f"| {good.slug} | also, {good.claim} | worse* |  |"]
 
 
 # What is published --------------------------------------------------------------------
@@ -130,8 +135,10 @@ def test_words_may_be_mended_without_a_new_run():
         assert _code(other) != _code(CODE)
 
 
-def test_the_readme_shows_the_scoreboard():
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert text.count("<!-- scoreboard -->") == text.count("<!-- /scoreboard -->") == 1
-    shown = text.split("<!-- scoreboard -->")[1].split("<!-- /scoreboard -->")[0]
-    assert shown.strip() == scoreboard(), "paste the output of `alignkit scoreboard`"
+@pytest.mark.parametrize("page, name, made", [
+    ("README.md", "verdicts", verdicts), ("notebooks/SCOREBOARD.md", "scoreboard", scoreboard)])
+def test_the_pages_show_the_verdicts(page, name, made):
+    text = (ROOT / page).read_text("utf-8")
+    assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
+    shown = text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
+    assert shown.strip() == made(), "run: alignkit scoreboard --write"

@@ -12,12 +12,12 @@ from pathlib import Path
 from types import ModuleType
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Reported, Trained
-from alignkit.claims.results import Result, code_hash, load, scoreboard, stored
+from alignkit.claims.results import Result, code_hash, load, scoreboard, stored, verdicts
 from alignkit.claims.runner import FEWEST, SEEDS, Runs, estimated, run
 
 __all__ = ["FEWEST", "SCALES", "SEEDS", "Arm", "Claim", "Condition", "Null", "Reported",
            "Result", "Runs", "Trained", "code_hash", "estimated", "load", "paper", "rerun",
-           "run", "scoreboard", "slugs", "stored"]
+           "run", "scoreboard", "slugs", "stored", "verdicts"]
 
 SCALES = ("tiny", "small", "gpu", "full")
 _SHARED = {"__init__", "claim", "common", "results", "runner", "train"}

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from alignkit.data import Pairs
-from alignkit.stats import NOT_RESOLVED
+from alignkit.stats import HOLDS, NOT_RESOLVED, OPPOSITE
 
 FOLDER = Path(__file__).parent / "results"
 PACKAGE = Path(__file__).parents[1]
@@ -181,4 +181,18 @@ def scoreboard(folder: Path = FOLDER) -> str:
             f"{i['mean']:+.3f} [{i['low']:+.3f}, "
             f"{i['high']:+.3f}] {r.figure} | {i['n']} | "
             f"{'passed' if r.null['passed'] else 'not passed'} | **{r.verdict}**{why} |")
+    return "\n".join(lines)
+
+
+def verdicts(folder: Path = FOLDER) -> str:
+    """The names of the claims by paper and verdict, as a Markdown table; a star: the null
+    control was not passed."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for r in stored(folder=folder):
+        star = "" if r.null["passed"] else "*"
+        found.setdefault(r.slug, {}).setdefault(r.verdict, []).append(r.claim + star)
+    lines = ["| paper | holds | opposite | not resolved at this scale |", "|---|---|---|---|"]
+    for slug, by in found.items():
+        cells = (", ".join(by.get(v, ())) for v in (HOLDS, OPPOSITE, NOT_RESOLVED))
+        lines.append(f"| {slug} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 The blocks of notebooks/README.md between markers are made here: from the notebooks'
 title cards, from the paragraph "Use it when: …" of the methods' docstrings, and from
-the published verdicts.
+the published verdicts; and those of the pages that show the verdicts.
 """
 
 import ast
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignkit import methods
-from alignkit.claims import stored
+from alignkit.claims import scoreboard, stored, verdicts
 
 from .notebook import _save, read
 from .tour import NOTEBOOKS
@@ -192,15 +192,13 @@ def _which_block() -> str:
     return "\n".join(lines)
 
 
-def filled(text: str) -> str:
-    """A README with its blocks as they should be. Raises ValueError without markers."""
-    for name, block in blocks().items():
+def filled(text: str, made: dict[str, str] | None = None) -> str:
+    """A page with its blocks as they should be (default: `blocks`). Raises ValueError
+    without markers."""
+    for name, block in (blocks() if made is None else made).items():
         parts = re.split(f"(<!-- /?{name} -->)", text)
         if parts[1::2] != [f"<!-- {name} -->", f"<!-- /{name} -->"]:
-            raise ValueError(
-                f"notebooks/README.md: need <!-- {name} --> and then "
-                f"<!-- /{name} -->, once"
-            )
+            raise ValueError(f"need <!-- {name} --> and then <!-- /{name} -->, once")
         text = "".join([*parts[:2], f"\n{block}\n", *parts[3:]])
     return text
 
@@ -209,3 +207,11 @@ def write(folder: Path = NOTEBOOKS) -> Path:
     """Bring the blocks of README.md up to date."""
     path = folder / "README.md"
     return _save(filled(path.read_text("utf-8")), path)
+
+
+def write_verdicts(folder: Path = NOTEBOOKS) -> list[Path]:
+    """Bring SCOREBOARD.md and the verdicts in the README above it up to date."""
+    pages = {folder / "SCOREBOARD.md": {"scoreboard": scoreboard()},
+             folder.parent / "README.md": {"verdicts": verdicts()}}
+    return [_save(filled(path.read_text("utf-8"), made), path)
+            for path, made in pages.items()]
