@@ -59,6 +59,10 @@ def test_the_scoreboard_is_a_table_of_the_results(tmp_path):
     dataclasses.replace(good, claim="also").save(tmp_path)
     short = verdicts(tmp_path).splitlines()
     assert short[2:] == [f"| {good.slug} | also, {good.claim} | worse* |  |"]
+    dataclasses.replace(good, pilot={**good.pilot, "present": False}).save(tmp_path)
+    assert f"also, {good.claim}† |" in verdicts(tmp_path)
+    assert "**holds** (its condition is absent: rows 14, wanted in [10, 20]) |" in (
+        scoreboard(tmp_path))
 
 
 # What is published --------------------------------------------------------------------

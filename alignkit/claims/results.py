@@ -176,6 +176,9 @@ def scoreboard(folder: Path = FOLDER) -> str:
         i, why = r.interval, ""
         if r.verdict == NOT_RESOLVED:
             why = f" ({i['n']} seeds could have seen {r.detectable:.3f})"
+        if not r.pilot["present"]:
+            why += (f" (its condition is absent: {r.pilot['condition']} "
+                    f"{r.pilot['value']:.3g}, wanted in {r.pilot['wanted']})")
         lines.append(
             f"| {r.slug} | {r.sentence} | {r.data['name']} ({r.data['kind']}) | "
             f"{i['mean']:+.3f} [{i['low']:+.3f}, "
@@ -186,11 +189,11 @@ def scoreboard(folder: Path = FOLDER) -> str:
 
 def verdicts(folder: Path = FOLDER) -> str:
     """The names of the claims by paper and verdict, as a Markdown table; a star: the null
-    control was not passed."""
+    control was not passed; a dagger: the condition was not in the data."""
     found: dict[str, dict[str, list[str]]] = {}
     for r in stored(folder=folder):
-        star = "" if r.null["passed"] else "*"
-        found.setdefault(r.slug, {}).setdefault(r.verdict, []).append(r.claim + star)
+        marks = "*" * (not r.null["passed"]) + "†" * (not r.pilot["present"])
+        found.setdefault(r.slug, {}).setdefault(r.verdict, []).append(r.claim + marks)
     lines = ["| paper | holds | opposite | not resolved at this scale |", "|---|---|---|---|"]
     for slug, by in found.items():
         cells = (", ".join(by.get(v, ())) for v in (HOLDS, OPPOSITE, NOT_RESOLVED))

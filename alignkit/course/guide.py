@@ -108,8 +108,11 @@ def advice(folder: Path = Path(methods.__file__).parent) -> list[Advice]:
             slug = path.stem.replace("_", "-")
             verdicts = {}
             for result in sorted(stored(slug), key=lambda r: r.verdict):  # holds first
-                control = "" if result.null["passed"] else " (its null was not passed)"
-                verdicts.setdefault(result.verdict, []).append(result.claim + control)
+                doubts = [" (its null was not passed)"] * (not result.null["passed"])
+                doubts += [" (its condition is absent)"] * (not result.pilot["present"])
+                verdicts.setdefault(result.verdict, []).append(
+                    "".join([result.claim, *doubts])
+                )
             title = text.partition(":")[0]
             rows.append(Advice(slug, title, " ".join(said[1].split()), verdicts))
     return rows
