@@ -142,7 +142,8 @@ def which_text() -> str:
         said = [
             f"{verdict}: {', '.join(names)}" for verdict, names in row.verdicts.items()
         ]
-        lines = textwrap.wrap(row.when, 84) + (said or ["no published verdict"])
+        lines = textwrap.wrap(row.when, 84, break_on_hyphens=False)
+        lines += said or ["no published verdict"]
         blocks.append("\n    ".join([f"{row.title} ({row.slug})", *lines]))
     return "\n\n".join(blocks)
 
