@@ -140,7 +140,7 @@ def test_terms_in_use_are_averaged():
             method_on(pairs, terms=wrong)
 
 
-# The exact properties of the paper's sheet, (a) to (e) --------------------------------
+# The paper's exact properties -----------------------------------------------------------
 def test_a_without_queue_momentum_and_softness_it_is_clips_loss():
     pairs = features()
     method = method_on(pairs, terms=("cma",), queue=0, momentum=0.0, soft=0.0, drop=0.0,
