@@ -10,29 +10,18 @@ with intra); `recipe.json` says all that is needed to load them.
 """
 
 import argparse
-import hashlib
-import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
 from alignkit.data import Pairs
 from alignkit.data.objects import objects, short_caption
 from alignkit.evaluation import mean_average_precision, zero_shot
-from alignkit.parts import Method, WordPieces, info_nce, positives_of
-from alignkit.parts.two_towers import (
-    RECIPE,
-    TwoTowers,
-    TwoTowersSettings,
-    load_two_towers,
-    pixels_of,
-    tower_file,
-)  # fmt: skip
+from alignkit.parts import Method, WordPieces, info_nce, positives_of, shipped
+from alignkit.parts.two_towers import TwoTowers, TwoTowersSettings, pixels_of, variant_of
 from alignkit.training import Budget, fit, seed_all
 
 PIECES = 200
@@ -116,16 +105,9 @@ def figures(towers: TwoTowers, val: Pairs) -> dict[str, float]:
     prompts = towers.text(towers.tokens(
         [short_caption(name) for name in val.label_names["noun"]]))
     half = len(z) // 2
-    return {"zero_shot": zero_shot(z, prompts, noun)["accuracy"],
-            "image_map": mean_average_precision(
-                z[:half] @ z[half:].T, noun[:half, None] == noun[half:])}
-
-
-def write(folder: Path, name: str, content: bytes) -> None:
-    """Whole or not at all."""
-    part = folder / f"{name}.part"
-    part.write_bytes(content)
-    os.replace(part, folder / name)
+    return {"zero_shot": round(zero_shot(z, prompts, noun)["accuracy"], 4),
+            "image_map": round(mean_average_precision(
+                z[:half] @ z[half:].T, noun[:half, None] == noun[half:]), 4)}
 
 
 def main() -> None:
@@ -137,41 +119,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch-size", type=int, default=32)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     train, val = drawn(args.each, "train"), drawn(min(args.each, 8), "val")
     vocabulary = WordPieces.train([*train["text"], *train["text_short"]],
                                   PIECES).vocabulary
     budget = Budget(steps=args.steps, batch_size=args.batch_size, lr=2e-3,
                     weight_decay=0.01, warmup=0.1)
-    recipe = {"settings": asdict(TwoTowersSettings()), "vocabulary": vocabulary,
-              "corpus": {"name": "objects", "each": args.each, "corpus_seeds": CORPUS_SEEDS,
-                         "hash": train.provenance.hash}, "budget": asdict(budget),
-              "files": {}}
-    if (args.out / RECIPE).is_file():  # go on where an earlier call stopped
-        kept = json.loads((args.out / RECIPE).read_text("utf-8"))
-        if {**kept, "files": {}} != json.loads(json.dumps(recipe)):
-            raise SystemExit(f"{args.out} holds towers of another recipe: give a new folder")
-        recipe = kept
+    shipped.begin(args.out, Path(__file__).name, settings=asdict(TwoTowersSettings()),
+                  vocabulary=vocabulary, budget=asdict(budget),
+                  corpus={"name": "objects", "each": args.each,
+                          "corpus_seeds": CORPUS_SEEDS, "hash": train.provenance.hash})
     for seed in args.seeds:
         for intra in args.intra:
-            name = tower_file(seed, intra)
-            if name in recipe["files"]:
+            if seed in shipped.units(args.out, variant_of(intra)):
                 continue
             seed_all(seed, "initial weights")
             method = Trained(Settings(TwoTowersSettings(), tuple(vocabulary), intra), train)
             history = fit(method, train, budget, seed)
-            raw = save({k: v.half().contiguous().cpu()
-                        for k, v in method.towers.state_dict().items()})
-            write(args.out, name, raw)
-            recipe["files"][name] = {"sha256": hashlib.sha256(raw).hexdigest()}
-            write(args.out, RECIPE, json.dumps(recipe, indent=1).encode())
-            recipe["files"][name] |= {
-                "seed": seed, "intra": intra, "seconds": round(history.seconds),
-                "last_loss": round(history.curve()[-1], 4),
-                **{k: round(v, 4) for k, v in
-                   figures(load_two_towers(seed, intra, args.out), val).items()}}
-            write(args.out, RECIPE, json.dumps(recipe, indent=1).encode())
-            print(name, recipe["files"][name])
+            print(shipped.add(
+                args.out, method.towers.eval(), seed, variant_of(intra), intra=intra,
+                seconds=round(history.seconds), last_loss=round(history.curve()[-1], 4),
+                scores=lambda towers: figures(towers, val)))
 
 
 if __name__ == "__main__":

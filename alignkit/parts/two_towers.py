@@ -6,25 +6,21 @@ together by `data_scripts/train_two_towers.py`. Sixteen pairs come with the pack
 seeds 0 to 7 without and with a loss between two views: `load_two_towers`.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_of
 from torch import Tensor, nn
 
 from alignkit.data import Tokens
+from alignkit.parts import shipped
 from alignkit.parts.attention import TransformerEncoder
 from alignkit.parts.layers import Temperature
 from alignkit.parts.similarity import unit
 from alignkit.parts.text import WordPieces
 
-FOLDER = Path(__file__).parent / "towers"
-RECIPE = "recipe.json"
+FOLDER = shipped.FOLDER / "two-towers"
 
 
 @dataclass(frozen=True)
@@ -134,9 +130,9 @@ def pixels_of(pictures: Iterable, size: int = 64) -> Tensor:
         for picture in pictures]).permute(0, 3, 1, 2).contiguous()
 
 
-def tower_file(seed: int, intra: float) -> str:
-    """The name of the weights of one pair of towers."""
-    return f"seed-{seed}-intra-{intra:g}.safetensors"
+def variant_of(intra: float) -> str:
+    """What sets towers apart from others of their seed, in the name of their file."""
+    return f"intra-{intra:g}"
 
 
 def load_two_towers(seed: int = 0, intra: float = 0.0, folder: Path = FOLDER) -> TwoTowers:
@@ -147,24 +143,8 @@ def load_two_towers(seed: int = 0, intra: float = 0.0, folder: Path = FOLDER) ->
             picture that was added to the contrastive one.
         folder: with `recipe.json` and the weights; default: what the package ships.
     Raises:
-        FileNotFoundError: no such towers. ValueError: the file's sha256 is not the
-            recipe's, or it is no safetensors file of these shapes.
+        FileNotFoundError, ValueError: see `shipped.weights` and `shipped.fill`.
     """
-    recipe = json.loads((folder / RECIPE).read_text("utf-8"))
-    name = tower_file(seed, intra)
-    if name not in recipe["files"]:
-        raise FileNotFoundError(f"no towers of seed {seed} and intra {intra:g}; there are "
-                                f"{', '.join(sorted(recipe['files']))}")
-    raw = (folder / name).read_bytes()
-    found = hashlib.sha256(raw).hexdigest()
-    if found != (wanted := recipe["files"][name]["sha256"]):
-        raise ValueError(f"{name} is broken: sha256 {found[:12]}…, the recipe says "
-                         f"{wanted[:12]}…; install the package again, or train the towers "
-                         "with data_scripts/train_two_towers.py")
+    recipe = shipped.recipe(folder)
     towers = TwoTowers(TwoTowersSettings(**recipe["settings"]), recipe["vocabulary"])
-    try:
-        towers.load_state_dict({k: v.float() for k, v in tensors_of(raw).items()})
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{name} does not hold towers of the recipe's shapes: "
-                         f"{error}") from error
-    return towers.requires_grad_(False).eval()
+    return shipped.fill(towers, folder, seed, variant_of(intra))
