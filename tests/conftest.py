@@ -1,10 +1,16 @@
-"""One thread a process (two workers share two cores), and features before notebooks."""
+"""One thread a process (two workers share two cores), features before notebooks, quick
+tests, and the tests by paper."""
 
 import os
 
 import pytest
+from by_paper import ByPaper, is_whole
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(ByPaper())
 
 
 def pytest_sessionstart(session):
@@ -12,7 +18,7 @@ def pytest_sessionstart(session):
     first notebook of each worker would wait in silence."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
-    if session.config.args_source.name == "TESTPATHS":
+    if is_whole(session.config):
         import torch
 
         from alignkit.cli import main
@@ -21,3 +27,11 @@ def pytest_sessionstart(session):
         if main(["features"]):
             pytest.exit("the features could not be made: see the line above", 1)
         torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """`-m quick`: all but notebooks and what is marked slow."""
+    for item in items:
+        if item.path.suffix == ".py" and not item.get_closest_marker("slow"):
+            item.add_marker("quick")

@@ -1,0 +1,204 @@
+"""Tests by paper: which worker takes which, CPU seconds of each, and what the whole course
+would take.
+
+A run of all tests ends with the table, summed over the workers, and leaves it in
+.pytest_cache; `python tests/by_paper.py` prints the last one again.
+"""
+
+import json
+import os
+import pkgutil
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import mean, median
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+KEPT = "alignkit/seconds"  # in pytest's cache
+KINDS = ("shared tests", "own tests", "notebook")
+BUDGET = {"shared tests": 6, "own tests": 10, "notebook": 45}  # CPU seconds of a paper
+TYPICAL = 25  # CPU seconds of a notebook, in the median
+PAPERS, FURTHER, CORES = 55, 8, 2  # the whole course
+MINUTES, QUICK_MINUTES = 45, 3  # of all tests, of `-m quick`
+SLOW = 3  # CPU seconds from which a test is no longer quick
+
+
+@dataclass
+class Spent:
+    """CPU seconds by test; `quick` names those that `-m quick` chooses, `starting` is
+    what the processes took to start and to collect."""
+
+    tests: dict[str, float] = field(default_factory=dict)
+    quick: list[str] = field(default_factory=list)
+    starting: float = 0.0
+
+    def add(self, tests: dict[str, float], quick: list[str], starting: float) -> None:
+        for test, seconds in tests.items():
+            self.tests[test] = self.tests.get(test, 0) + seconds
+        self.quick += quick
+        self.starting += starting
+
+
+def papers() -> list[str]:
+    """Slugs with a method; other slugs are further notebooks."""
+    folder = ROOT / "alignkit" / "methods"
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules([str(folder)]))
+
+
+def slugs() -> list[str]:
+    """Every paper and every further notebook, by its files."""
+    books = (ROOT / "notebooks").glob("*/*.ipynb")
+    return sorted({*papers(), *(book.stem.partition("-")[2] for book in books)})
+
+
+def place(test: str, known: list[str]) -> tuple[str, str] | None:
+    """(slug, kind) of a test by its id; None for a test of the package.
+
+    A paper's own tests are in tests/test_<slug>….py; a shared test bears the slug, the
+    module or the notebook in its brackets.
+    """
+    file, _, name = test.partition("::")
+    stem = Path(file).stem.replace("_", "-")
+    if file.endswith(".ipynb"):
+        return stem.partition("-")[2], "notebook"
+    word = "|".join(sorted(known, key=len, reverse=True))
+    if own := re.match(rf"test-({word})(?![^-])", stem):
+        return own[1], "own tests"
+    found = re.search(rf"\b({word})\b", name.partition("[")[2].replace("_", "-"))
+    return (found[1], "shared tests") if found else None
+
+
+def rows_of(tests: dict[str, float]) -> tuple[dict[str, dict[str, float]], float]:
+    """({slug: {kind: seconds}}, seconds of the package's tests)."""
+    known, rows, package = slugs(), {}, 0.0
+    for test, seconds in tests.items():
+        if found := place(test, known):
+            slug, kind = found
+            rows.setdefault(slug, dict.fromkeys(KINDS, 0.0))[kind] += seconds
+        else:
+            package += seconds
+    return rows, package
+
+
+def minutes(tests: dict[str, float], starting: float, typical: Callable = median) -> float:
+    """Of the whole course on all cores, if a paper costs what those that are here
+    typically cost, and likewise a further notebook; starting grows with both."""
+    rows, seconds = rows_of(tests)
+    has_method = set(papers())
+    for group, count in ([row for slug, row in rows.items() if slug in has_method], PAPERS), (
+            [row for slug, row in rows.items() if slug not in has_method], FURTHER):
+        if group:
+            seconds += count * sum(typical([row[kind] for row in group]) for kind in KINDS)
+    starting *= (PAPERS + FURTHER) / max(len(rows), 1)
+    return (seconds + starting) / CORES / 60
+
+
+def table(spent: Spent) -> list[str]:
+    """The lines that a run ends with."""
+    rows, package = rows_of(spent.tests)
+    first = papers()
+    lines = [_line("CPU seconds", KINDS)]
+    for slug in sorted(rows, key=lambda slug: (slug not in first, slug)):
+        over = [kind for kind in KINDS if rows[slug][kind] > BUDGET[kind]]
+        lines.append(_line(slug, rows[slug].values(), over))
+    middle = {kind: median([row[kind] for slug, row in rows.items() if slug in first] or [0])
+              for kind in KINDS}
+    limit = {**BUDGET, "notebook": TYPICAL}
+    over = [kind for kind in KINDS if middle[kind] > limit[kind]]
+    lines.append(_line("median of papers", middle.values(), over))
+    lines.append(_line("budget of a paper", BUDGET.values())
+                 + f" ({TYPICAL} in the median)")
+    total = sum(spent.tests.values())
+    lines.append(f"papers and notebooks {total - package:.0f}, the package {package:.0f}, "
+                 f"starting and collecting {spent.starting:.0f}")
+    slow = [test for test in spent.quick if spent.tests[test] > SLOW]
+    lines += [f"over {SLOW} s and not marked slow: {test}" for test in slow]
+    quick = {test: spent.tests[test] for test in spent.quick}
+    for name, tests, most in (("all tests", spent.tests, MINUTES),
+                              ("-m quick", quick, QUICK_MINUTES)):
+        lines.append(
+            f"{name} with {PAPERS} papers and {FURTHER} further notebooks on {CORES} cores: "
+            f"{minutes(tests, spent.starting):.1f} minutes at the medians, "
+            f"{minutes(tests, spent.starting, mean):.1f} at the means (limit {most})")
+    return lines
+
+
+def _line(name: str, cells, over: list[str] = ()) -> str:
+    texts = [cell if isinstance(cell, str) else f"{cell:.1f}" for cell in cells]
+    return (f"{name:20}" + "".join(f"{text:>14}" for text in texts)
+            + (f"  OVER: {', '.join(over)}" if over else ""))
+
+
+def cpu() -> float:
+    """CPU seconds of this process and of those it has waited for, kernels included."""
+    return sum(os.times()[:4])
+
+
+def is_whole(config) -> bool:
+    """Is this a run of all tests?"""
+    chosen = config.option.keyword or config.option.markexpr
+    return config.args_source.name == "TESTPATHS" and not chosen
+
+
+class ByPaper:
+    """The pytest plugin: each worker measures, the first process adds up and prints."""
+
+    def __init__(self):
+        self.spent = Spent()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config, log):
+        """A worker takes a file or a notebook (one kernel) whole; of the tests that go
+        through all papers it takes a paper at a time, so that none is left with them all."""
+        from xdist.scheduler import LoadFileScheduling
+
+        known = slugs()
+
+        class Scheduler(LoadFileScheduling):
+            def _split_scope(self, nodeid: str) -> str:
+                slug, kind = place(nodeid, known) or ("", "")
+                file = super()._split_scope(nodeid)
+                return f"{file} {slug}" if kind == "shared tests" else file
+
+        return Scheduler(config, log) if config.option.dist == "loadfile" else None
+
+    def pytest_collection_finish(self):
+        self.spent.starting = cpu()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item):
+        before = cpu()
+        done = yield
+        quick = [item.nodeid] if item.get_closest_marker("quick") else []
+        self.spent.add({item.nodeid: cpu() - before}, quick, 0.0)
+        return done
+
+    def pytest_sessionfinish(self, session):
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["spent"] = asdict(self.spent)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node):
+        if spent := getattr(node, "workeroutput", {}).get("spent"):  # not of one that died
+            self.spent.add(**spent)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # below everything but pytest's last line
+    def pytest_terminal_summary(self, terminalreporter, config):
+        done = yield
+        if is_whole(config):
+            if hasattr(config, "cache"):
+                config.cache.set(KEPT, asdict(self.spent))
+            terminalreporter.section("by paper")
+            terminalreporter.write_line("\n".join(table(self.spent)))
+        return done
+
+
+if __name__ == "__main__":
+    kept = ROOT / ".pytest_cache" / "v" / KEPT
+    if not kept.exists():
+        sys.exit("no run of all tests is kept: python -m pytest")
+    print("\n".join(table(Spent(**json.loads(kept.read_text("utf-8"))))))
