@@ -14,7 +14,7 @@ from PIL import Image
 from alignkit import versions
 from alignkit.course import frontend, plots, widgets
 from alignkit.course.notebook import build, execute, read, run_cells, script, student
-from alignkit.course.template import OPTIONAL, PROSE, SECTIONS, check_template
+from alignkit.course.old_template import OPTIONAL, PROSE, SECTIONS, check_template
 
 # versions --------------------------------------------------------------------------
 
@@ -347,7 +347,7 @@ def test_the_student_version_has_no_solutions_and_no_outputs(small):
     assert {cell.get("execution_count") for cell in mine.cells} == {None}
 
 
-# the template ----------------------------------------------------------------------
+# the first template, until the last notebook is rewritten (test_template.py) ----------------------------------------------------------------------
 
 CARD = """# A title
 

@@ -6,12 +6,36 @@ from pathlib import Path
 import pytest
 
 from alignkit.course.notebook import read, run_cells, student, tags_of
+from alignkit.course.old_template import check_template as check_old_template
 from alignkit.course.template import check_template
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(
     path for path in FOLDER.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
 )
+
+
+# Not rewritten on the new template yet: the old rules hold for these. Take a notebook off
+# this list with the change that rewrites it; old_template.py goes with the last one.
+OLD = {
+    "0-start/01-shared-space.ipynb",
+    "0-start/02-contrastive-losses.ipynb",
+    "0-start/03-large-batches.ipynb",
+    "0-start/04-measuring.ipynb",
+    "1-objectives/01-cwcl.ipynb",
+    "1-objectives/02-tcl.ipynb",
+    "1-objectives/03-filip.ipynb",
+    "1-objectives/04-fdt.ipynb",
+    "1-objectives/05-geodesic-mixup.ipynb",
+    "1-objectives/06-gram.ipynb",
+    "1-objectives/07-gssf.ipynb",
+    "1-objectives/08-irra.ipynb",
+    "1-objectives/09-cross-the-gap.ipynb",
+    "1-objectives/10-ood-cma.ipynb",
+    "1-objectives/11-structure.ipynb",
+    "1-objectives/12-side-by-side.ipynb",
+    "2-frozen/01-projectors.ipynb",
+}
 
 
 def _name(path: Path) -> str:
@@ -30,7 +54,17 @@ def test_there_are_notebooks():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=_name)
 def test_template(path):
-    assert check_template(path) == []
+    """Every problem at once, with its line in the script of `alignkit notebook`."""
+    if _name(path) in OLD:
+        problems = check_old_template(path)
+        assert check_template(path), f"{_name(path)} keeps the new rules: take it off OLD"
+    else:
+        problems = check_template(path)
+    assert not problems, "\n".join([f"{_name(path)}:", *problems])
+
+
+def test_the_list_of_old_notebooks_names_notebooks():
+    assert {_name(path) for path in NOTEBOOKS} >= OLD
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=_name)

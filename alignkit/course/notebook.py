@@ -30,7 +30,8 @@ TAGS = (
     "parameters",  # the one cell of literals that papermill may replace
     "setup",  # the one call of setup()
     "by-hand",  # the method built by hand, at most 15 lines
-    "own-loop",  # the package in a plain PyTorch loop of one's own
+    "own-loop",  # the package in a plain PyTorch loop of one's own (first template)
+    "folded",  # code collapsed, outputs shown: pilots, full scale
     "exercise",  # a stub and the call of its check
     "solution",  # its solution, collapsed, right below
     "nbval-ignore-output",  # run by nbval, but outputs are not compared
@@ -55,20 +56,20 @@ def build(script_path: Path | str, out: Path | str) -> Path:
         ValueError: a line that is not in the format, or an unknown tag.
     """
     cells, used = [], {}
-    for kind, tags, source in _blocks(Path(script_path)):
+    for kind, tags, source, _ in blocks(Path(script_path)):
         digest = hashlib.sha256(f"{kind}\n{source}".encode()).hexdigest()[:12]
         used[digest] = used.get(digest, 0) + 1
         name = digest if used[digest] == 1 else f"{digest}-{used[digest]}"
         make = v4.new_markdown_cell if kind == "markdown" else v4.new_code_cell
         metadata = {"tags": tags} if tags else {}
-        if "solution" in tags:  # collapsed in JupyterLab, and in Colab
+        if {"solution", "folded"} & set(tags):  # collapsed in JupyterLab, and in Colab
             metadata |= {"jupyter": {"source_hidden": True}, "cellView": "form"}
         cells.append(make(source, id=name, metadata=metadata))
     return _write(v4.new_notebook(cells=cells, metadata=METADATA), out)
 
 
-def _blocks(path: Path) -> list[tuple[str, list[str], str]]:
-    """The script's cells: kind, tags, source."""
+def blocks(path: Path) -> list[tuple[str, list[str], str, int]]:
+    """The script's cells: kind, tags, source, and the line at which each starts."""
     blocks = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         where = f"{path.name}, line {number}"
@@ -83,7 +84,7 @@ def _blocks(path: Path) -> list[tuple[str, list[str], str]]:
             unknown = sorted(set(tags) - set(TAGS))
             if unknown:
                 raise ValueError(f"{where}: unknown tag {unknown}; there are {TAGS}")
-            blocks.append(("markdown" if found["markdown"] else "code", tags, []))
+            blocks.append(("markdown" if found["markdown"] else "code", tags, [], number))
         elif not blocks:
             if line.strip() and not line.startswith("#"):
                 raise ValueError(f"{where}: text before the first cell (# %%)")
@@ -93,21 +94,23 @@ def _blocks(path: Path) -> list[tuple[str, list[str], str]]:
             blocks[-1][2].append(line[2:])
         else:
             blocks[-1][2].append(line)
-    return [(kind, tags, "\n".join(lines).strip()) for kind, tags, lines in blocks]
+    return [(kind, tags, "\n".join(lines).strip(), number)
+            for kind, tags, lines, number in blocks]
 
 
 def script(path: Path | str, out: Path | str) -> Path:
     """Write a notebook back as the percent script that `build` would take."""
-    parts = []
-    for cell in read(path).cells:
-        if cell.cell_type == "markdown":
-            text = "\n".join(f"# {line}".rstrip() for line in cell.source.split("\n"))
-            parts.append(f"# %% [markdown]\n{text}\n")
-        else:
-            quoted = ", ".join(f'"{tag}"' for tag in tags_of(cell))
-            mark = f" tags=[{quoted}]" if quoted else ""
-            parts.append(f"# %%{mark}\n{cell.source}\n")
-    return _save("\n".join(parts), out)
+    return _save("\n".join(map(percent, read(path).cells)), out)
+
+
+def percent(cell: NotebookNode) -> str:
+    """A cell as it stands in a percent script."""
+    if cell.cell_type == "markdown":
+        text = "\n".join(f"# {line}".rstrip() for line in cell.source.split("\n"))
+        return f"# %% [markdown]\n{text}\n"
+    quoted = ", ".join(f'"{tag}"' for tag in tags_of(cell))
+    mark = f" tags=[{quoted}]" if quoted else ""
+    return f"# %%{mark}\n{cell.source}\n"
 
 
 def student(path: Path | str, out: Path | str) -> Path:

@@ -6,244 +6,168 @@ SECTIONS. A section starts with a markdown cell whose first line is its heading,
     ## 3 · Build it by hand            or    ## 3 · Build it by hand: late interaction
 
 numbered in order from 1; other headings are ### or deeper. Notebooks of the opening
-part (a folder whose name starts with "0-") may leave out the sections in OPTIONAL.
+part (a folder whose name starts with "0-") may leave out the sections in OPTIONAL. The
+rules of the single sections are in sections.py, those of single cells in cells.py.
 """
 
-import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from nbformat import NotebookNode
 
-from .notebook import TAGS, read, stub_name, tags_of
+from .card import here_of, slug_of
+from .cells import code_lines, literals, output_problems, source_problems
+from .notebook import blocks, percent, read, tags_of
+from .sections import OPTIONAL, SECTIONS, exercise_minutes, section_problems
 
-SECTIONS = (
-    "The question",
-    "See the data",
-    "Build it by hand",
-    "Equal to the package",
-    "An exact property",
-    "The experiment",
-    "The verdict",
-    "When it fails",
-    "In your own loop",
-    "Play",
-    "Exercises",
-    "At full scale",
-    "Limits and reading",
-)
-OPTIONAL = SECTIONS[3:9] + ("At full scale",)
-PROSE = ("The question", "The verdict", "At full scale", "Limits and reading")
-CARD = ("Claim", "Paper", "Prerequisites", "Time", "GPU", "Goals")
-
+CARD = ("Paper", "Prerequisites", "Time", "GPU", "Goals")
+TIME = re.compile(
+    r"(\d+) minutes to read, (\d+) with the exercises; (?:about )?(\d+) CPU seconds")
 HEADING = re.compile(r"## (\d+) · ([^:\n]+?)(?:: .+)?$")
-FLOAT = re.compile(r"\d\.\d|\d[eE][-+]\d|\b(?:nan|inf)\b")
-ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
-MAX_BYTES, MAX_COLUMNS, MAX_BY_HAND = 250_000, 78, 15
+MAX_BYTES = 250_000
+WORDS, LINES = 130, 8  # read in a minute, by a student who understands them
+
+Problems = Iterator[tuple[int, str]]  # number of the cell, what to do
 
 
 def check_template(path: Path | str) -> list[str]:
-    """Every rule that the notebook breaks, in words; an empty list is a pass."""
+    """Every rule that the notebook breaks, as "line 12: what to do", in order; an empty
+    list is a pass. Lines are those of its percent script (`alignkit notebook`)."""
     path = Path(path)
     notebook = read(path)
-    opening = path.resolve().parent.name.startswith("0-")
-    problems = _size(path, notebook, opening) + _top(path, notebook, opening)
-    problems += _sections(notebook, opening) + _exercises(notebook)
-    if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
-        problems.append("the kernel must be named python3")
-    if "widgets" in notebook.metadata:
-        problems.append("widget state is saved: execute the notebook with alignkit")
+    found = [*_whole(path, notebook), *_card(path, notebook), *_top(notebook),
+             *_sections(path, notebook), *_cells(notebook)]
+    lines = cell_lines(path, notebook)
+    return [f"line {lines[cell]}: {text}" for cell, text in sorted(found)]
+
+
+def cell_lines(path: Path, notebook: NotebookNode) -> list[int]:
+    """The line of the percent script at which each cell starts: of the script beside the
+    notebook where it has the same cells, else of the one that would be written."""
+    beside = path.with_suffix(".py")
+    if beside.is_file():
+        there = blocks(beside)
+        if [b[2] for b in there] == [c.source.strip() for c in notebook.cells]:
+            return [b[3] for b in there]
+    lines = [1]
+    for cell in notebook.cells:
+        lines.append(lines[-1] + percent(cell).count("\n") + 1)
+    return lines
+
+
+def is_opening(path: Path) -> bool:
+    """Whether a notebook is of the opening part."""
+    return path.resolve().parent.name.startswith("0-")
+
+
+def _whole(path: Path, notebook: NotebookNode) -> Problems:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for number, cell in enumerate(code, 1):
-        where = f"code cell {number}"
-        problems += [f"{where}: {text}" for text in _source(cell) + _outputs(cell)]
-    counts = [cell.execution_count for cell in code]
-    if counts != list(range(1, len(code) + 1)):
-        problems.append("execution counts are not 1, 2, 3 …: run it from top to end")
+    lines = sum(code_lines(cell.source) for cell in code)
+    least_cells, least_lines = (30, 100) if is_opening(path) else (40, 150)
+    if not least_cells <= len(notebook.cells) <= 60:
+        yield 0, f"{len(notebook.cells)} cells, need {least_cells} to 60"
+    if not least_lines <= lines <= 260:
+        yield 0, f"{lines} code lines, need {least_lines} to 260"
+    if path.stat().st_size > MAX_BYTES:
+        yield 0, f"{path.stat().st_size:,} bytes, at most {MAX_BYTES:,}: fewer pictures"
+    if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
+        yield 0, "the kernel must be named python3: build it with alignkit notebook"
+    if "widgets" in notebook.metadata:
+        yield 0, "widget state is saved: execute it with alignkit notebook"
+    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
+        yield 0, "execution counts are not 1, 2, 3 …: execute it with alignkit notebook"
     if not any(cell.outputs for cell in code):
-        problems.append("no outputs are kept: nbval would pass without comparing")
-    return problems
+        yield 0, "no outputs are kept, so nbval would compare nothing: alignkit notebook"
 
 
-def _code_lines(cell: NotebookNode) -> int:
-    lines = (line.strip() for line in cell.source.split("\n"))
-    return sum(1 for line in lines if line and not line.startswith("#"))
-
-
-def _size(path: Path, notebook: NotebookNode, opening: bool) -> list[str]:
-    cells = len(notebook.cells)
-    code = sum(_code_lines(c) for c in notebook.cells if c.cell_type == "code")
-    size = path.stat().st_size
-    fewest_cells, fewest_lines = (30, 100) if opening else (40, 150)
-    problems = []
-    if not fewest_cells <= cells <= 60:
-        problems.append(f"{cells} cells, need {fewest_cells} to 60")
-    if not fewest_lines <= code <= 260:
-        problems.append(f"{code} code lines, need {fewest_lines} to 260")
-    if size > MAX_BYTES:
-        problems.append(f"{size:,} bytes, at most {MAX_BYTES:,}: fewer pictures")
-    return problems
-
-
-def _top(path: Path, notebook: NotebookNode, opening: bool) -> list[str]:
-    """The title card, the parameters and the set-up stand first, in this order."""
-    problems = []
-    card = notebook.cells[0] if notebook.cells else None
-    text = card.source if card and card.cell_type == "markdown" else ""
+def _card(path: Path, notebook: NotebookNode) -> Problems:
+    """Title, badge, the two lines, and what a reader wants to know beforehand."""
+    first = notebook.cells[0] if notebook.cells else None
+    text = first.source if first and first.cell_type == "markdown" else ""
     if not text.startswith("# "):
-        problems.append("the first cell must be the title card: # Title")
-    for label in CARD:
-        if f"**{label}.**" not in text and not (opening and label == "Paper"):
-            problems.append(f"title card: no **{label}.**")
-    if not re.search(r"\d minutes", text) or not re.search(r"\d CPU seconds", text):
-        problems.append('title card: **Time.** needs "N minutes" and "N CPU seconds"')
+        yield 0, "the first cell must be the title card: # Title"
     badge = r"\(https://colab\.research\.google\.com/github/\S+/"
     if not re.search(badge + re.escape(path.name) + r"\)", text):
-        problems.append(f"title card: no Colab badge that opens {path.name}")
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        yield 0, f"title card: no Colab badge that opens {path.name}"
+    says = "The question" if "**The question.**" in text else "The paper says"
+    if says == "The question" and not is_opening(path):
+        yield 0, "title card: only an opening notebook asks **The question.**"
+    for label in (says, *CARD):
+        if f"**{label}.**" not in text and not (is_opening(path) and label == "Paper"):
+            yield 0, f"title card: no **{label}.**"
+    wanted = here_of(slug_of(path))
+    if wanted not in text.split("\n"):
+        yield 0, (f"title card: below **{says}.** needs the line from the result file (alignkit "
+                  f"notebook writes it where a line starts with **Here.**): {wanted}")
+    if "GLOSSARY.md" not in text:
+        yield 0, "title card: no link to the [glossary](../GLOSSARY.md)"
+    yield from _time(text, notebook)
+
+
+def _time(text: str, notebook: NotebookNode) -> Problems:
+    said = TIME.search(text)
+    if not said:
+        yield 0, ("title card: **Time.** needs \"N minutes to read, M with the exercises; "
+                  "S CPU seconds\"")
+        return
+    words = sum(len(cell.source.split()) for cell in notebook.cells
+                if cell.cell_type == "markdown")
+    lines = sum(code_lines(cell.source) for cell in notebook.cells
+                if cell.cell_type == "code" and "solution" not in tags_of(cell))
+    least, extra = round(words / WORDS + lines / LINES), sum(exercise_minutes(notebook))
+    if int(said[1]) < least:
+        yield 0, (f"title card: {said[1]} minutes to read {words} words and {lines} lines of "
+                  f"code; {least} would be honest")
+    if int(said[2]) < int(said[1]) + extra:
+        yield 0, (f"title card: {said[2]} minutes with the exercises, which take {extra} by "
+                  f"their own words: at least {int(said[1]) + extra}")
+
+
+def _top(notebook: NotebookNode) -> Problems:
+    """The parameters and the set-up are the first two code cells."""
+    code = [(i, c) for i, c in enumerate(notebook.cells) if c.cell_type == "code"]
     for place, tag in enumerate(("parameters", "setup")):
-        found = [number for number, cell in enumerate(code) if tag in tags_of(cell)]
-        if found != [place]:
-            problems.append(f"code cell {place + 1}, and no other, is tagged {tag}")
+        if [n for n, (_, cell) in enumerate(code) if tag in tags_of(cell)] != [place]:
+            yield 0, f"code cell {place + 1}, and no other, must be tagged {tag}"
             continue
+        where, cell = code[place]
         if tag == "parameters":
-            problems += _literals(code[place].source)
-        elif "setup(" not in code[place].source:
-            problems.append("the set-up cell does not call setup()")
-    return problems
+            yield from ((where, text) for text in literals(cell.source))
+        elif "setup(" not in cell.source:
+            yield where, "the set-up cell does not call setup()"
 
 
-def _literals(source: str) -> list[str]:
-    problems = []
-    for statement in ast.parse(source).body:
-        targets = getattr(statement, "targets", [getattr(statement, "target", None)])
-        try:
-            ast.literal_eval(statement.value)
-            plain = all(isinstance(target, ast.Name) for target in targets)
-        except (AttributeError, ValueError):
-            plain = False
-        if not plain or isinstance(statement, ast.AugAssign):
-            problems.append(
-                f"parameters cell: `{ast.unparse(statement)}` is not name = literal; "
-                f"a value derived here would ignore papermill's parameters"
-            )
-    return problems
-
-
-def _sections(notebook: NotebookNode, opening: bool) -> list[str]:
-    problems, order, contents = [], [], {}
-    for cell in notebook.cells:
+def _sections(path: Path, notebook: NotebookNode) -> Problems:
+    order, contents = [], {}
+    for place, cell in enumerate(notebook.cells):
         first = cell.source.split("\n")[0]
         if cell.cell_type == "markdown" and first.startswith("## "):
             found = HEADING.match(first)
             if not found or found[2] not in SECTIONS:
-                problems.append(f"heading {first!r} is not '## N · ' and a section")
+                yield place, f"heading {first!r} is not '## N · ' and one of: {_listed()}"
                 continue
             order.append(found[2])
             if int(found[1]) != len(order):
-                problems.append(f"{first!r} is section number {len(order)}")
+                yield place, f"{first!r} is section number {len(order)}"
         if order:
-            contents.setdefault(order[-1], []).append(cell)
-    needed = [name for name in SECTIONS if not (opening and name in OPTIONAL)]
-    for name in needed:
-        if name not in order:
-            problems.append(f"no section '{name}'")
+            contents.setdefault(order[-1], []).append((place, cell))
+    for name in SECTIONS:
+        if name not in order and not (is_opening(path) and name in OPTIONAL):
+            yield 0, f"no section '{name}'"
     if order != [name for name in SECTIONS if name in order]:
-        problems.append(f"sections are not in order, or twice: {order}")
+        yield 0, f"sections are not in order, or twice; the order is: {_listed()}"
     for name, cells in contents.items():
-        problems += [f"section '{name}': {text}" for text in _section(name, cells)]
-    return problems
+        for place, text in section_problems(name, cells, notebook, slug_of(path)):
+            yield place, f"section '{name}' {text}"
 
 
-def _section(name: str, cells: list[NotebookNode]) -> list[str]:
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    source = "\n".join(cell.source for cell in code)
-    by_hand = any("by-hand" in tags_of(cell) for cell in code)
-    rules = {
-        "has no code cell": name not in PROSE and not code,
-        "has no equation ($…$)": name == "Build it by hand" and "$" not in prose,
-        "has no cell tagged by-hand": name == "Build it by hand" and not by_hand,
-        "asserts no .shape": name == "Build it by hand"
-        and not ("assert" in source and ".shape" in source),
-        "asserts nothing": name in SECTIONS[3:5] and "assert" not in source,
-        "is not one code cell": name == "In your own loop" and len(code) != 1,
-        "does not call explore()": name == "Play" and "explore(" not in source,
-        "holds no exercise": name == "Exercises"
-        and not any("exercise" in tags_of(cell) for cell in code),
-    }
-    return [text for text, broken in rules.items() if broken]
+def _listed() -> str:
+    return ", ".join(SECTIONS)
 
 
-def _exercises(notebook: NotebookNode) -> list[str]:
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    places = [i for i, cell in enumerate(code) if "exercise" in tags_of(cell)]
-    solutions = [i for i, cell in enumerate(code) if "solution" in tags_of(cell)]
-    problems = []
-    if not 2 <= len(places) <= 3:
-        problems.append(f"{len(places)} exercises, need 2 or 3")
-    if solutions != [place + 1 for place in places]:
-        problems.append("each exercise, and nothing else, has a solution right below")
-    for place in places:
-        name = stub_name(code[place].source)
-        call = f".check({name})"
-        if not name or not code[place].source.rstrip().endswith(call):
-            problems.append(
-                f"code cell {place + 1}: an exercise defines its stub and ends with "
-                f"exercises.<name>.check(<name>)"
-            )
-    for place in solutions:
-        if not code[place].metadata.get("jupyter", {}).get("source_hidden"):
-            problems.append(f"code cell {place + 1}: the solution is not collapsed")
-    return problems
-
-
-def _source(cell: NotebookNode) -> list[str]:
-    problems = [f"unknown tag {tag!r}" for tag in tags_of(cell) if tag not in TAGS]
-    widest = max(len(line) for line in cell.source.split("\n"))
-    if widest > MAX_COLUMNS:
-        problems.append(f"a line of {widest} columns, at most {MAX_COLUMNS}")
-    lines = sum(1 for line in cell.source.split("\n") if line.strip())
-    if "by-hand" in tags_of(cell) and lines > MAX_BY_HAND:
-        problems.append(f"by-hand cell of {lines} lines, at most {MAX_BY_HAND}")
-    try:
-        ast.parse(cell.source)
-    except SyntaxError:
-        problems.append("is not plain Python (no % or ! commands)")
-    return problems
-
-
-def _outputs(cell: NotebookNode) -> list[str]:
-    problems = []
-    compared = "nbval-ignore-output" not in tags_of(cell)
-    for output in cell.outputs:
-        kind = output.output_type
-        if kind == "error":
-            problems.append(f"an error is kept: {output.ename}")
-        if output.get("name") == "stderr":
-            problems.append(f"stderr is kept: {output.text.strip()[:60]!r}")
-        data = output.get("data", {})
-        text = output.get("text", "") + str(data.get("text/plain", ""))
-        if ADDRESS.search(text):
-            problems.append(f"an object address is kept: {text.strip()[:60]!r}")
-        if compared and FLOAT.search(text):
-            problems.append(
-                f"prints a measured number, {FLOAT.search(text)[0]!r}: tag the cell "
-                f"nbval-ignore-output and assert the number against an interval"
-            )
-        for mime in data:
-            problems += _mime(mime, output, compared)
-    return problems
-
-
-def _mime(mime: str, output: NotebookNode, compared: bool) -> list[str]:
-    if mime == "image/png":
-        alt = output.metadata.get("image/png", {}).get("alt", "")
-        return [] if alt.strip() else ["a figure without alt text: use plots.show"]
-    if "widget" in mime:
-        return ["a widget view is kept: execute the notebook with alignkit"]
-    if mime.startswith(("image/", "audio/", "video/")):
-        return [f"{mime} is kept: figures are PNG, by plots.show"]
-    if compared and mime == "text/html":
-        return ["html in a cell that nbval compares: print text instead"]
-    return []
+def _cells(notebook: NotebookNode) -> Problems:
+    for place, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code":
+            for text in source_problems(cell) + output_problems(cell):
+                yield place, text
