@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 from statistics import mean, median
 
@@ -24,6 +25,8 @@ BUDGET = {"shared tests": 6, "own tests": 10, "notebook": 45}  # CPU seconds of 
 TYPICAL = 25  # CPU seconds of a notebook, in the median
 PAPERS, FURTHER, CORES = 55, 8, 2  # the whole course
 MINUTES, QUICK_MINUTES = 45, 3  # of all tests, of `-m quick`
+# What goes in turns goes by the day of the year; workers take the first process's.
+DAY = int(os.environ.setdefault("ALIGNKIT_DAY", str(date.today().timetuple().tm_yday)))
 SLOW = 3  # CPU seconds from which a test is no longer quick
 
 
@@ -115,6 +118,7 @@ def table(spent: Spent) -> list[str]:
     total = sum(spent.tests.values())
     lines.append(f"papers and notebooks {total - package:.0f}, the package {package:.0f}, "
                  f"starting and collecting {spent.starting:.0f}")
+    lines += [f"in turn: {test}" for test in spent.tests if f", day {DAY}]" in test]
     slow = [test for test in spent.quick if spent.tests[test] > SLOW]
     lines += [f"over {SLOW} s and not marked slow: {test}" for test in slow]
     quick = {test: spent.tests[test] for test in spent.quick}

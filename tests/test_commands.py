@@ -1,20 +1,24 @@
 """The `alignkit` command, called in this process."""
 
 import csv
-import dataclasses
+import math
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from by_paper import DAY
 from PIL import Image, ImageDraw
+from test_methods import random_pairs
 
-from alignkit.claims import load, paper, scoreboard, slugs, stored
+from alignkit.claims import Runs, load, paper, scoreboard, slugs, stored
 from alignkit.cli import COMMANDS, main
 from alignkit.data import Pairs
 from alignkit.data.fetch import cache_dir
 
 TAKE_PAIRS = [slug for slug in slugs() if paper(slug).NEEDS]
+NEEDS = {paper(slug).NEEDS: slug for slug in TAKE_PAIRS}  # one slug for each kind
 COLOURS = ("red", "green", "blue", "orange", "purple", "black", "teal")
 SHAPES = ("circle", "square", "triangle", "cross")
 
@@ -161,16 +165,16 @@ BAD = {  # -> what is done to a good table of four rows, what the message must s
 }
 
 
+@pytest.mark.parametrize("slug", NEEDS.values())
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_table_gives_one_clear_line(capsys, tmp_path, four, name):
+def test_a_bad_table_gives_one_clear_line(capsys, tmp_path, four, name, slug):
     folder = tmp_path / "copy"
     shutil.copytree(four.parent, folder)
     path, (change, words) = folder / "my.csv", BAD[name]
     rewrite(path, change(path, lines_of(path)))
-    for slug in TAKE_PAIRS:
-        err = one_line(capsys, "reproduce", slug, "--pairs", path)
-        for word in words:
-            assert word in err, (word, err)
+    err = one_line(capsys, "reproduce", slug, "--pairs", path)
+    for word in words:
+        assert word in err, (word, err)
 
 
 def test_a_table_that_is_not_there(capsys, tmp_path):
@@ -188,16 +192,68 @@ def test_claims_on_data_of_their_own_say_so(capsys, tmp_path, slug):
     assert "take no pairs of your own" in err
 
 
-@pytest.mark.parametrize("slug", TAKE_PAIRS)
-def test_reproduce_on_pairs_of_ones_own(capsys, tmp_path, slug):
+# Pairs of one's own -------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    return table(tmp_path_factory.mktemp("drawn"), 70, captions=3)
+
+
+def labelled(path: Path, slug: str) -> Pairs:
+    """The table's pairs with the labels that the claims need."""
+    pairs, names = Pairs.from_table(path), getattr(paper(slug), "LABELS", ())
+    return replace(pairs, labels={name: pairs.item % (3 + k) for k, name in enumerate(names)},
+                   label_names={name: list("abcd")[:3 + k] for k, name in enumerate(names)})
+
+
+@pytest.mark.parametrize("slug", [s for s in TAKE_PAIRS if hasattr(paper(s), "LABELS")])
+def test_labels_that_a_table_lacks_are_named(capsys, drawn, slug):
+    assert paper(slug).LABELS[0] in one_line(capsys, "reproduce", slug, "--pairs", drawn)
+
+
+@pytest.mark.parametrize("slug", slugs())
+def test_every_claim_can_be_measured(drawn, slug):
+    """Features, all arms after two steps, figures, null, condition and the figures for
+    choosing; a user's own pairs where the paper takes them."""
+    pairs = paper(slug).data("tiny", labelled(drawn, slug) if paper(slug).NEEDS else None)
+    claims = [replace(claim, budget=replace(claim.budget, steps=2))
+              for claim in paper(slug).claims(pairs, "tiny")]
+    runs = Runs(claims, {arm: {} for claim in claims for arm in claim.arms})
+    for claim in claims:
+        for null in (False, True):
+            figures = runs.figures(claim, 0, null)
+            assert figures and all(math.isfinite(x) for x in figures.values()), figures
+            assert math.isfinite(claim.difference(figures))
+        base = runs.trained(claim, 0)[claim.baseline]
+        assert math.isfinite(claim.condition.measure(base))
+        if len(claim.grid) > 1:
+            chosen = claim.validate(base.method, base.splits)[claim.choose_by]
+            assert math.isfinite(chosen)
+
+
+def few_and_one_in_turn() -> list:
+    """The slugs that run from end to end: with few arms one whose pairs need labels, one
+    whose arms differ in data, one that trains its baseline alone; and by the day of the
+    year one of all the others."""
+    claims = {slug: paper(slug).claims(random_pairs(), "tiny") for slug in TAKE_PAIRS}
+    arms = {slug: len({arm for claim in claims[slug] for arm in claim.arms})
+            for slug in TAKE_PAIRS}
+    shapes = (lambda slug: hasattr(paper(slug), "LABELS"),
+              lambda slug: any(claim.differs == "data" for claim in claims[slug]),
+              lambda slug: any(claim.differs == "inference" for claim in claims[slug]))
+    left = sorted(TAKE_PAIRS, key=arms.get)
+    few = [left.pop(next(i for i, slug in enumerate(left) if shape(slug)))
+           for shape in shapes]
+    left.sort()
+    turn = left[DAY % len(left)]
+    return [*few, pytest.param(turn, id=f"{turn}, day {DAY}")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slug", few_and_one_in_turn())
+def test_reproduce_on_pairs_of_ones_own(capsys, tmp_path, drawn, slug):
     """From a table of drawn pictures to written results, at the scale for tests."""
-    path = table(tmp_path, 70, captions=3)
-    pairs = Pairs.from_table(path)
-    if labels := getattr(paper(slug), "LABELS", ()):  # a table has none
-        assert labels[0] in one_line(capsys, "reproduce", slug, "--pairs", path)
-        pairs = dataclasses.replace(
-            pairs, labels={name: pairs.item % (3 + k) for k, name in enumerate(labels)},
-            label_names={name: list("abcd")[:3 + k] for k, name in enumerate(labels)})
+    path, pairs = drawn, labelled(drawn, slug)
+    if pairs.labels:  # a table has none
         path = tmp_path / "pairs"
         pairs.save(path)
     for old in (cache_dir() / "runs").glob(f"*-{pairs.provenance.hash[:8]}"):

@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 import re
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from importlib import import_module
 
 import pytest
@@ -28,7 +29,8 @@ CARD = ("Paper", "Claim", "Equations", "Frozen", "Exact property", "Deviations",
 MODULES = [m.name for m in pkgutil.iter_modules(alignkit.methods.__path__)]
 
 
-def random_pairs(n: int = 120, widths=range(5, 8)) -> Pairs:
+@cache  # nobody writes into them: splits are copies
+def random_pairs(n: int = 120, widths=(5, 6, 7)) -> Pairs:
     """Features of every name that claims look for: pooled, of random twins, by layer,
     and tokens."""
     generator = torch.Generator().manual_seed(0)
@@ -78,15 +80,28 @@ class Case:
         return method, splits, budget
 
 
-def _cases() -> list[Case]:
+def _arms() -> list[Case]:
     pairs = random_pairs()
     arms = {(slug, arm): None for slug in slugs()
             for claim in paper(slug).claims(pairs, "tiny") for arm in claim.arms}
     return [Case(*names) for names in arms]
 
 
-CASES = _cases()
-every_arm = pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.slug}:{c.arm}")
+def _methods(arms: list[Case]) -> list[Case]:
+    """An arm for each different method of a paper: those that differ in their data alone
+    or in how they are used are one method."""
+    found = {}
+    for case in arms:
+        method = case.build()[0]
+        found.setdefault((case.slug, type(method), repr(method.settings)), case)
+    return list(found.values())
+
+
+ARMS = _arms()
+CASES = _methods(ARMS)
+every_method = pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.slug}:{c.arm}")
+# At full scale settings may differ where they do not at this one.
+every_arm = pytest.mark.parametrize("case", ARMS, ids=lambda c: f"{c.slug}:{c.arm}")
 
 
 def moved(value, rows: torch.Tensor, n: int):
@@ -157,7 +172,7 @@ def test_every_class_is_a_method_with_settings(name):
 
 
 # The arms -----------------------------------------------------------------------------
-@every_arm
+@every_method
 def test_losses_are_finite_scalars_with_names(case):
     method, batch = prepared(case)
     if "untrained" in method.traits:
@@ -168,7 +183,7 @@ def test_losses_are_finite_scalars_with_names(case):
         assert all(x.dim() == 0 and torch.isfinite(x) for x in losses.values())
 
 
-@every_arm
+@every_method
 def test_a_common_order_of_rows_does_not_matter(case):
     method, batch = prepared(case)
     if "untrained" in method.traits:
@@ -179,7 +194,7 @@ def test_a_common_order_of_rows_does_not_matter(case):
     assert (change.abs() > 1e-10) == ("ordered" in method.traits)
 
 
-@every_arm
+@every_method
 def test_the_pairing_matters(case):
     """Unless the method says that it uses none: rows of the text stay, the others turn."""
     method, batch = prepared(case)
@@ -191,7 +206,7 @@ def test_the_pairing_matters(case):
     assert (change.abs() < 1e-10) == ("no pairs" in method.traits)
 
 
-@every_arm
+@every_method
 def test_gradient_agrees_with_finite_differences(case):
     method, batch = prepared(case)
     if "untrained" in method.traits:
@@ -217,7 +232,7 @@ def test_gradient_agrees_with_finite_differences(case):
         assert slope == pytest.approx(exact, rel=1e-6, abs=1e-8)
 
 
-@every_arm
+@every_method
 def test_weights_go_into_another_of_its_kind(case):
     (method, splits, _), (other, *_) = case.build(0), case.build(1)
     batch = method.collate(splits.train.select(torch.arange(12)), seed_all(0))
@@ -236,7 +251,7 @@ def flat(outputs) -> list[torch.Tensor]:
     return [tensor for part in parts for tensor in flat(part)]
 
 
-@every_arm
+@every_method
 def test_scores_are_of_every_query_with_every_row_of_the_gallery(case):
     method, batch = prepared(case)
     with torch.no_grad():
@@ -267,7 +282,7 @@ def test_it_is_built_on_the_meta_device_at_full_width(case):
         assert trainable >= 2 * 1024 * 128 and gradients == 12 * trainable
 
 
-@every_arm
+@every_method
 def test_a_step_in_bfloat16_is_finite(case):
     method, splits, budget = case.build()
     history = fit(method, splits.train, replace(budget, steps=3, precision="bf16"))
@@ -276,7 +291,7 @@ def test_a_step_in_bfloat16_is_finite(case):
     assert bool(history.steps) != ("untrained" in method.traits)
 
 
-@every_arm
+@every_method
 def test_an_interrupted_run_ends_with_the_same_bits(case, tmp_path):
     whole, splits, budget = case.build()
     budget = replace(budget, save_every=2)
@@ -302,7 +317,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(case, tmp_path):
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
-@every_arm
+@every_method
 def test_it_learns_and_says_what_broke(case):
     """More steps lower the loss; features that are not finite are named by their rows."""
     method, splits, budget = case.build()
