@@ -2,13 +2,14 @@
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 COMMANDS = {
     "tour": "fetch, run the first notebook, show its claim: start here",
     "list": "the papers whose claims can be re-run",
     "reproduce": "re-run a paper's claims: alignkit reproduce SLUG",
+    "register": "write a paper's design down before its run: alignkit register SLUG",
+    "publish": "take a registered run's results into the package: alignkit publish SLUG",
     "compare": "the objectives of part 1 on the same pairs and budget: alignkit compare",
     "train": "train one arm of a claim, on one GPU or many: alignkit train SLUG",
     "scoreboard": "the published verdicts as a table",
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     made = {name: commands.add_parser(name, help=text, description=text)
             for name, text in COMMANDS.items()}
-    for command in (made["reproduce"], made["train"]):
+    for command in (made[name] for name in ("reproduce", "register", "publish", "train")):
         command.add_argument("slug", help="a paper, e.g. from `alignkit list`")
     for command in (made["reproduce"], made["compare"], made["train"]):
         command.add_argument("--scale", default="small",
@@ -70,6 +71,18 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--seeds", type=int, default=8, help="paired seeds, 5 at least")
         command.add_argument("--out", type=Path, default=Path("alignkit-results"),
                              help="folder for the result files")
+        command.add_argument("--first", type=int, default=0, metavar="SEED",
+                             help="the first of the seeds")
+    for command in (made["reproduce"], made["compare"], made["register"]):
+        command.add_argument("--jobs", type=int, metavar="N",
+                             help="processes; default: one a core, 4 at most")
+    made["register"].add_argument("--reason", default="", help="why the design has changed")
+    made["register"].add_argument("--edge", default="", help="why the grid ends where it does")
+    made["publish"].add_argument("--from", dest="out", type=Path, metavar="FOLDER",
+                                 default=Path("alignkit-results"))
+    made["publish"].add_argument("--restamp", action="store_true",
+                                 help="no new results: the code has changed and the figures "
+                                      "have not; a published seed is run again first")
     made["student"].add_argument("folder", type=Path)
     grade = made["grade"]
     grade.description += (
@@ -133,31 +146,27 @@ def _list(args) -> None:
         print(f"{slug:16} {pairs}; scales {', '.join(SCALES)}; {verdicts}")
 
 
-def _reproduce(args) -> list:
-    """Runs the claims of `args.slug`, and gives their results."""
-    from alignkit.claims import FEWEST, estimated, paper, run
-    from alignkit.claims.results import package_hash
-    from alignkit.claims.train import own_pairs
-    from alignkit.data.fetch import cache_dir
+def _reproduce(args) -> None:
+    from alignkit.claims.command import reproduce
 
-    module = paper(args.slug)
-    if args.seeds < FEWEST:
-        raise ValueError(f"--seeds must be at least {FEWEST}, got {args.seeds}: fewer "
-                         "paired seeds give no verdict")
-    own = own_pairs(args.pairs, module.NEEDS) if args.pairs else None
-    started = time.perf_counter()
-    pairs = module.data(args.scale, own)
-    claims = module.claims(pairs, args.scale)
-    print(pairs.describe())
-    print(f"{len(claims)} claims, {args.seeds} paired seeds, scale {args.scale}; features "
-          f"took {time.perf_counter() - started:.0f} s")
-    print(estimated(claims, args.seeds))
-    key = f"{args.slug}-{args.scale}-{args.seeds}-{package_hash()[:8]}"
-    work = cache_dir() / "runs" / f"{key}-{pairs.provenance.hash[:8]}"
-    results = run(args.slug, claims, pairs, args.scale, seeds=range(args.seeds), work=work)
-    for result in results:
-        print(f"\n{result}\n  written to  {result.save(args.out)}")
-    return results
+    reproduce(args.slug, args.scale, args.seeds, first=args.first, pairs=args.pairs,
+              out=args.out, jobs=args.jobs)
+
+
+def _register(args) -> None:
+    from alignkit.claims.command import write_down
+
+    path = write_down(args.slug, args.reason, args.edge, args.jobs)
+    print(f"written to {path}: commit it, then alignkit reproduce {args.slug}")
+
+
+def _publish(args) -> None:
+    from alignkit.claims.publish import publish, restamp
+    from alignkit.course.guide import write, write_verdicts
+
+    paths = restamp(args.slug) if args.restamp else publish(args.slug, args.out)
+    pages = [] if args.restamp else [*write_verdicts(), write()]
+    print(*(f"written to {path}" for path in [*paths, *pages]), sep="\n")
 
 
 def _compare(args) -> None:
@@ -168,6 +177,14 @@ def _compare(args) -> None:
     results = _reproduce(args)
     print("\nMean ± half of the 95 % interval; time and memory as ratios to the first.\n"
           + paper(args.slug).table(results))
+
+
+def _compare(args) -> None:
+    """`reproduce` of the claims file that gives a table."""
+    from alignkit.claims import paper, slugs
+
+    (args.slug,) = (slug for slug in slugs() if hasattr(paper(slug), "table"))
+    _reproduce(args)
 
 
 def _train(args) -> None:
@@ -191,17 +208,9 @@ def _scoreboard(args) -> None:
 
 
 def _features(args) -> None:
-    from alignkit.claims import paper, slugs
-    from alignkit.data.emoji import emoji
-    from alignkit.encoders import add_features
+    from alignkit.claims.command import fill_features
 
-    # Every layer in one pass: some papers ask for the last one, some for all.
-    add_features(emoji(), "image", "image:efficientnet-lite0", layers="all")
-    add_features(emoji(), "text", "text:minilm", layers="all")
-    for slug in slugs():
-        print(f"features for {slug}")
-        paper(slug).data("small")
-        paper(slug).data("tiny")
+    fill_features()
 
 
 def _doctor(args) -> int:

@@ -51,8 +51,9 @@ def data(seed: int):
     return Pairs.from_features({"x": torch.full((20, 1), float(seed + 1))}).split(seed)
 
 
-def arm(effect: float, width: int = 2) -> Arm:
-    return Arm(data, lambda splits: Fake(FakeSettings(effect, width), splits.train))
+def arm(effect: float, width: int = 2, start=None) -> Arm:
+    return Arm(data, lambda splits, **more: Fake(
+        FakeSettings(**{"effect": effect, "width": width} | more), splits.train), start)
 
 
 def wobble(seed: int, name: str) -> float:
@@ -76,7 +77,8 @@ def claim(effect: float = 0.1, noise: float = 0.01, null_margin: float = 0.05, *
     settings = dict(
         name="fake", sentence="More is more.", arms={"less": arm(0.0), "more": arm(effect)},
         baseline="less", method="more", differs="method", measure=measured(noise),
-        figure="points", budget=BUDGET, choose_by="score", margin=0.0,
+        figure="points", budget=BUDGET, choose_by="score",
+        margin=0.001, margin_why="a test",
         validate=lambda method, splits: {"score": 0.0},
         null=Null("no signal", no_signal, 0.0, null_margin),
         condition=Condition("rows", lambda a: len(a.splits.train), 10, 20))

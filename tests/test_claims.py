@@ -6,11 +6,15 @@ import pytest
 import torch
 from fake_claims import (
     BUDGET, Fake, arm, claim, measured, no_signal, result_of, seed_of_split, wobble,
-)  # fmt: skip
+)
+from fake_claims import data as splits_of  # fmt: skip
 
-from alignkit.claims import Condition, Null, Runs, runner
-from alignkit.claims.runner import PILOT_SEEDS, TUNING_SEED
-from alignkit.stats import prediction_interval, smallest_detectable, t_interval
+from alignkit.claims import Condition, Null, Runs, runs
+from alignkit.claims.runs import PILOT_SEEDS, TUNING_SEEDS, at_edge
+from alignkit.stats import (
+    corrected_interval, prediction_interval, second_look, smallest_detectable, stein_size,
+    t_interval,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -21,8 +25,8 @@ def starts():
 
 # Verdicts -----------------------------------------------------------------------------
 @pytest.mark.parametrize("effect, margin, verdict", [
-    (0.1, 0.0, "holds"), (-0.1, 0.0, "opposite"), (0.0, 0.0, "not resolved at this scale"),
-    (0.1, 0.2, "not resolved at this scale"), (-0.1, 0.2, "not resolved at this scale")])
+    (0.1, 0.02, "holds"), (-0.1, 0.02, "opposite"), (0.0, 0.001, "not resolved"),
+    (0.1, 0.2, "some gain"), (-0.1, 0.2, "no gain"), (0.1, 0.1, "some gain")])
 def test_verdicts(tmp_path, effect, margin, verdict):
     assert result_of(tmp_path, effect=effect, margin=margin).verdict == verdict
 
@@ -39,7 +43,12 @@ def test_the_figures_of_a_result(tmp_path):
     assert result.detectable == smallest_detectable(t_interval(differences).sd, 6)
     assert result.mean("less") == pytest.approx(
         0.5 + 0.02 * sum(wobble(s, "less") for s in seeds) / 6, abs=1e-6)
-    assert result.pilot["value"] == 14 and result.pilot["present"]
+    assert result.pilot["conditions"] == [
+        {"condition": "rows", "value": 14, "wanted": [10, 20], "present": True}]
+    assert result.items == {"train": 14, "test": 4}
+    assert result.corrected == corrected_interval(differences, 4, 14)._asdict()
+    assert result.looks == [{"seeds": 6, "level": 0.95, "interval": result.interval,
+                             "verdict": result.verdict}]
     assert result.agrees(result.prediction["low"])
     assert result.agrees(result.interval["mean"])
     assert not result.agrees(result.prediction["high"] + 1e-6)
@@ -76,9 +85,9 @@ def test_condition(tmp_path, low, high, present):
 
 def test_the_pilot_trains_baselines_alone(tmp_path, starts):
     """Two runs of the baseline, in weights of their own, stand for the two arms."""
-    Runs([claim()]).pilots(PILOT_SEEDS, 8)
+    Runs([claim()]).pilot(PILOT_SEEDS[0])
     assert {effect for effect, _ in starts} == {0.0}
-    assert len(starts) == 2 * len(PILOT_SEEDS)
+    assert len(starts) == 2
     assert not torch.equal(starts[0][1]["shared.weight"], starts[1][1]["shared.weight"])
 
 
@@ -125,13 +134,13 @@ def test_in_inference_claims_only_the_baseline_is_trained(starts):
 
 def count_fits(monkeypatch) -> list:
     """What is trained from now on: (effect, seed of the split, budget)."""
-    fits, fit = [], runner.fit
+    fits, fit = [], runs.fit
 
     def counted(method, pairs, budget, seed, **rest):
         fits.append((method.settings.effect, int(pairs["x"][0, 0]) - 1, budget))
         return fit(method, pairs, budget, seed, **rest)
 
-    monkeypatch.setattr(runner, "fit", counted)
+    monkeypatch.setattr(runs, "fit", counted)
     return fits
 
 
@@ -145,17 +154,145 @@ def test_tuning_sees_validation_of_its_own_seed_alone(monkeypatch, tmp_path):
         return {"score": -abs(rate - best), "other": rate}
 
     tuned = claim(grid=({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}), validate=validate)
-    runs = Runs([tuned])
-    runs.tune(tuned)
-    assert runs.tuned == {"less": {"lr": 1e-2}, "more": {"lr": 3e-3}}
-    assert {seed for _, seed, _ in fits} == {TUNING_SEED} == set(asked)
-    assert len(fits) == 6 and not {TUNING_SEED} & {*PILOT_SEEDS, *range(100)}
-    assert runs.budget(tuned, "less") == replace(BUDGET, lr=1e-2)
-
     result = result_of(tmp_path, tuned)
-    assert result.settings["tuned"] == runs.tuned
+    assert result.settings["tuned"] == {"less": {"lr": 1e-2}, "more": {"lr": 3e-3}}
+    assert result.settings["edges"] == ["less"]
+    tried = [(e, b.lr) for e, seed, b in fits if seed in TUNING_SEEDS]
+    assert len(tried) == 2 * 3 * 3 and len(set(tried)) == 2 * 3  # 3 points with 3 seeds
+    assert set(asked) >= {*TUNING_SEEDS} and not {*TUNING_SEEDS} & {*PILOT_SEEDS, *range(100)}
     measured_with = {(effect, b.lr) for effect, seed, b in fits if 0 <= seed < 5}
     assert measured_with == {(0.0, 1e-2), (0.1, 3e-3)}
+    piloted = {(effect, b.lr) for effect, seed, b in fits if seed in PILOT_SEEDS}
+    assert piloted == {(0.0, 1e-2)}  # the baseline, as tuned
+
+
+def test_the_mean_over_the_tuning_seeds_decides(tmp_path):
+    """The point that is best with one seed alone is not taken."""
+    def validate(method, splits):
+        lucky = seed_of_split(splits) == TUNING_SEEDS[0]
+        return {"score": {0.0: 0.5, 1.0: 0.9 if lucky else 0.2}[float(method.effect)]}
+
+    grid = ({"settings": {"effect": 0.0}}, {"settings": {"effect": 1.0}})
+    result = result_of(tmp_path, grid=grid, validate=validate)
+    assert result.settings["tuned"] == {"less": grid[0], "more": grid[0]}
+
+
+def test_a_grid_may_change_settings(tmp_path):
+    grid = ({"settings": {"effect": 0.0}}, {"settings": {"effect": 0.4}})
+    result = result_of(tmp_path, grid=grid, noise=0.0, condition=Condition(
+        "effect", lambda a: float(a.method.effect), 0.3, 0.5),
+        validate=lambda method, splits: {"score": float(method.effect)})
+    assert result.figures[0] == pytest.approx({"less": 0.9, "more": 0.9})
+    assert result.pilot["present"]
+
+
+def test_a_wider_grid_tries_its_new_points_alone(monkeypatch, tmp_path):
+    fits = count_fits(monkeypatch)
+    result_of(tmp_path, grid=({"lr": 1e-3}, {"lr": 3e-3}))
+    fits.clear()
+    result_of(tmp_path, grid=({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}))
+    assert {(seed, b.lr) for _, seed, b in fits} == {(seed, 1e-2) for seed in TUNING_SEEDS}
+
+
+@pytest.mark.parametrize("chosen, edge", [
+    ({"lr": 1e-3}, True), ({"lr": 3e-3}, False), ({"lr": 1e-2}, True), ({}, False)])
+def test_at_edge(chosen, edge):
+    grid = ({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2})
+    assert at_edge(grid, chosen) is edge
+    inside = [{"settings": {"t": t, "kind": "a"}} for t in (1, 2, 3)]
+    assert at_edge(inside, inside[2]) and not at_edge(inside, inside[1])
+    assert not at_edge([{"lr": 1e-3, "schedule": "constant"}], {"lr": 1e-3})
+
+
+def test_budgets_by_arm(monkeypatch, tmp_path):
+    fits = count_fits(monkeypatch)
+    result = result_of(tmp_path, budgets={"more": {"steps": 5}}, grid=({"lr": 1e-3}, {"lr": 2e-3}))
+    assert {(e, b.steps) for e, _, b in fits} == {(0.0, 2), (0.1, 5)}
+    assert result.settings["budgets"] == {"more": {"steps": 5}}
+    with pytest.raises(ValueError, match="'most' is no arm"):
+        claim(budgets={"most": {"steps": 5}})
+
+
+# Starts -------------------------------------------------------------------------------
+def test_an_arm_starts_from_another(monkeypatch, starts):
+    """It is trained once a seed, on its true pairs, and laid over where shapes fit."""
+    fits = count_fits(monkeypatch)
+    arms = {"less": arm(0.0), "more": arm(0.1, width=5, start="first"),
+            "most": arm(0.4, start="first"), "first": arm(0.2)}
+    runs = Runs([claim(arms=arms, twins={n: "less" for n in ("more", "most", "first")})])
+    assert list(runs.in_rounds()) == [["less", "first"], ["more", "most"]]
+    trained = runs.trained(runs.claims[0], 0)
+    assert [e for e, *_ in fits] == [0.0, 0.2, pytest.approx(0.1), pytest.approx(0.4)]
+    begun = {effect: weights for effect, weights in starts}
+    first = trained["first"].method.state_dict()
+    assert torch.equal(begun[0.4]["shared.weight"], first["shared.weight"])
+    assert torch.equal(begun[0.1]["shared.bias"], first["shared.bias"])
+    assert not torch.equal(begun[0.0]["shared.weight"], first["shared.weight"])
+    assert begun[0.1]["own.weight"].shape != first["own.weight"].shape
+    fits.clear()
+    null = runs.trained(runs.claims[0], 0, null=True)
+    assert torch.equal(starts[-2][1]["shared.weight"], first["shared.weight"])
+    assert null["more"].method is not trained["more"].method
+
+
+def test_an_arm_starts_from_shipped_weights(starts):
+    def shipped(seed):
+        return {"shared.bias": torch.full((3,), float(seed)), "other": torch.ones(2)}
+
+    both = claim(arms={"less": arm(0.0, start=shipped), "more": arm(0.1, start=shipped)})
+    Runs([both]).trained(both, 3)
+    assert all(weights["shared.bias"].tolist() == [3.0] * 3 for _, weights in starts)
+    wrong = claim(arms={"less": arm(0.0), "more": arm(0.1, start=lambda s: {"x": torch.ones(1)})})
+    with pytest.raises(ValueError, match="no tensor of the start fits"):
+        Runs([wrong]).trained(wrong, 0)
+
+
+@pytest.mark.parametrize("start, message", [
+    ("nobody", "starts from 'nobody', which is no arm"), ("more", "in a circle")])
+def test_starts_that_cannot_be(tmp_path, start, message):
+    with pytest.raises(ValueError, match=message):
+        result_of(tmp_path, arms={"less": arm(0.0), "more": arm(0.1, start=start)})
+
+
+# A headline's two looks ---------------------------------------------------------------
+def test_a_resolved_headline_has_one_look(tmp_path):
+    result = result_of(tmp_path, headline=True, margin=0.02)
+    (look,) = result.looks
+    assert look["level"] == 0.975 and result.verdict == "holds"
+    assert result.interval == t_interval(result.differences, 0.975)._asdict()
+
+
+def test_a_second_look_by_steins_rule(monkeypatch, tmp_path):
+    fits = count_fits(monkeypatch)
+    result = result_of(tmp_path, headline=True, effect=0.02, noise=0.02, margin=0.02)
+    first, second = result.looks
+    n = stein_size(result.differences[:5], 0.01, 24, 0.975)
+    assert 5 < n <= 24 and second["seeds"] == n == len(result.seeds)
+    assert result.seeds == list(range(n)) and first["verdict"] in ("some gain", "not resolved")
+    look = second_look(result.differences, 5, 0.975)
+    assert result.interval == look._asdict() and result.verdict == second["verdict"]
+    assert len(result.null["differences"]) == 5
+    # The seeds of the second look train the headline's arms, without the null.
+    assert len([s for _, s, _ in fits if 5 <= s < n]) == 2 * (n - 5)
+
+
+def test_units_limit_the_seeds(tmp_path):
+    with pytest.raises(ValueError, match="has 4 independent units"):
+        result_of(tmp_path, units=4)
+    result = result_of(tmp_path, headline=True, effect=0.02, noise=0.05, margin=0.02, units=6)
+    assert len(result.seeds) <= 6
+
+
+def test_equivalence(tmp_path):
+    same = result_of(tmp_path / "a", effect=0.0, margin=0.05, equivalence=True)
+    assert same.verdict == "holds" and same.equivalent
+    other = result_of(tmp_path / "b", effect=0.1, margin=0.05, equivalence=True)
+    assert other.verdict == "opposite"
+
+
+def test_redrawn_rows_need_no_correction(tmp_path):
+    result = result_of(tmp_path, redrawn=True)
+    assert result.corrected is None and result.carries_over
 
 
 def test_an_arm_is_trained_once_a_seed_however_many_claims_share_it(monkeypatch, tmp_path):
@@ -195,7 +332,8 @@ def test_one_name_is_one_arm(change):
 @pytest.mark.parametrize("change, message", [
     ({"baseline": "none"}, "baseline 'none' is no arm"),
     ({"method": "none"}, "method 'none' is no arm"),
-    ({"differs": "luck"}, "differs must be")])
+    ({"differs": "luck"}, "differs must be"), ({"margin": 0.0}, "margin is 0.0"),
+    ({"margin_why": " "}, "margin_why is empty")])
 def test_claim_refuses(change, message):
     with pytest.raises(ValueError, match=message):
         claim(**change)
@@ -214,8 +352,8 @@ def test_an_interrupted_run_goes_on_from_the_seeds_that_it_kept(monkeypatch, tmp
     broken = claim(measure=until_seed)
     with pytest.raises(KeyboardInterrupt):
         result_of(tmp_path / "part", broken)
-    kept = sorted(p.name for p in (tmp_path / "part").iterdir())
-    assert kept == ["before.json", "seed-0.json", "seed-1.json", "seed-2.json"]
+    kept = sorted(p.stem for p in (tmp_path / "part").iterdir() if p.stem.startswith("seed"))
+    assert kept == ["seed-0", "seed-1", "seed-2"]
     stop.clear(), fits.clear()
     again = result_of(tmp_path / "part", broken)
     assert len(fits) == 2 * 2 * 2  # two seeds, two arms, with and without the null
@@ -230,3 +368,24 @@ def test_a_published_seed_can_be_run_again(tmp_path):
     runs = Runs([best], result.settings["tuned"])
     for i, seed in enumerate(result.seeds):
         assert runs.figures(best, seed) == result.figures[i]
+
+
+def test_more_seeds_train_those_alone(monkeypatch, tmp_path):
+    fits = count_fits(monkeypatch)
+    few = result_of(tmp_path)
+    fits.clear()
+    more = result_of(tmp_path, seeds=range(8))
+    assert {seed for _, seed, _ in fits} == {5, 6, 7, -1}
+    assert more.differences[:5] == few.differences
+
+
+def remake():
+    return [claim(grid=({"lr": 1e-3}, {"lr": 3e-3}), noise=0.02)]
+
+
+def test_two_processes_give_the_same(tmp_path):
+    from alignkit.claims import run
+    found = [run("fake", remake(), splits_of(0).train, "tiny", seeds=range(5), work=tmp_path / str(jobs),
+                 jobs=jobs, remake=remake, say=lambda _: None)[0] for jobs in (1, 2)]
+    assert found[0].figures == found[1].figures and found[0].pilot == found[1].pilot
+    assert found[0].null == found[1].null and found[0].settings == found[1].settings

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from fake_claims import claim, result_of
 
 from alignkit.claims import (
-    Reported, code_hash, load, paper, scoreboard, slugs, stored, verdicts,
+    Reported, code_hash, headline, load, paper, scoreboard, slugs, stored, summary,
 )  # fmt: skip
-from alignkit.stats import t_interval
+from alignkit.claims.registered import BEFORE_THE_RULE, MOST_CLAIMS, registrations
+from alignkit.claims.scoreboard import by_chance, p_of
+from alignkit.course.guide import verdict_pages
+from alignkit.stats import Interval, equivalent, second_look, t_interval, verdict
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,34 +39,53 @@ def test_a_result_is_read_back_as_it_was(tmp_path):
 
 
 def test_a_result_in_words(tmp_path):
-    text = str(result_of(tmp_path))
-    for part in ("fake · fake: HOLDS", "More is more.", "less 0.", ", more 0.", "+0.1",
+    result = dataclasses.replace(result_of(tmp_path), scale="small")
+    text = str(result)
+    for part in ("fake · fake: HOLDS", "margin 0.001: a test", "corrected for splits", "More is more.", "less 0.", ", more 0.", "+0.1",
                  "5 paired seeds", "no signal", ", passed (inside 0 ± 0.05)",
-                 "rows: 14, present", "my pairs (user), scale tiny"):
+                 "rows: 14, present", "my pairs (user), scale small", "design      not registered"):
         assert part in text, part
+    tiny = str(dataclasses.replace(result, scale="tiny"))
+    assert "no verdict is read off scale tiny" in tiny and "HOLDS" not in tiny
     assert all(len(line) < 160 for line in text.splitlines())
 
 
-def test_the_scoreboard_is_a_table_of_the_results(tmp_path):
-    good = result_of(tmp_path / "work")
-    bad = dataclasses.replace(good, claim="worse", verdict="opposite", sentence="Less is more.",
-                              null={**good.null, "passed": False})
-    assert len(scoreboard(tmp_path / "empty").splitlines()) == 2
+def test_the_scoreboard(tmp_path):
+    assert "No claim is published" in scoreboard(tmp_path / "empty")
+    good = result_of(tmp_path / "work", headline=True, paper=Reported(0.1, 0.25, "table 3"))
+    bad = dataclasses.replace(good, claim="worse", verdict="opposite", headline=False,
+                              sentence="Less is more.", null={**good.null, "passed": False})
     for result in (good, bad):
         result.save(tmp_path)
-    lines = scoreboard(tmp_path).splitlines()
-    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
-    assert "More is more." in lines[2] and "passed | **holds** |" in lines[2]
-    assert "Less is more." in lines[3] and "not passed | **opposite** |" in lines[3]
+    lines = scoreboard(tmp_path, {"fake": "[here](x.ipynb)"}).splitlines()
     i = good.interval
-    assert f"{i['mean']:+.3f} [{i['low']:+.3f}, {i['high']:+.3f}] points | 5 |" in lines[2]
-    dataclasses.replace(good, claim="also").save(tmp_path)
-    short = verdicts(tmp_path).splitlines()
-    assert short[2:] == [f"| {good.slug} | also, {good.claim} | worse* |  |"]
-    dataclasses.replace(good, pilot={**good.pilot, "present": False}).save(tmp_path)
-    assert f"also, {good.claim}† |" in verdicts(tmp_path)
-    assert "**holds** (its condition is absent: rows 14, wanted in [10, 20]) |" in (
-        scoreboard(tmp_path))
+    shown = f"{i['mean']:+.3f} [{i['low']:+.3f}, {i['high']:+.3f}]"
+    assert (f"| fake | More is more. | **holds** | {shown} | 5 | 0.1 → 0.25 (table 3) | yes | "
+            "[here](x.ipynb) |") in lines
+    assert (f"| fake | Less is more. | my pairs (user) | {shown} points | 0.001 | 5 | "
+            "not passed | **opposite** (null not passed) |") in lines
+    assert "| headlines | 1 | 0 | 0 | 0 | 0 | 1 |" in lines
+    assert "| all claims | 1 | 0 | 0 | 1 | 0 | 2 |" in lines
+    assert "More is more." in summary(tmp_path) and "Less" not in summary(tmp_path)
+    condition = {**good.pilot["conditions"][0], "present": False}
+    dataclasses.replace(good, pilot={**good.pilot, "present": False,
+                                     "conditions": [condition]}).save(tmp_path)
+    assert "**holds** (condition absent; rows 14, wanted in [10, 20])" in scoreboard(tmp_path)
+
+
+def test_what_chance_gives(tmp_path):
+    """Two strong claims stay after any correction; a weak one does not after Holm's."""
+    strong = result_of(tmp_path / "work", headline=True)
+    weak = [0.5, 0.1, 0.6, 0.2, 0.7]  # its interval is above 0.001, by a little
+    assert t_interval(weak).low > 0.001 and 0.005 < p_of(
+        dataclasses.replace(strong, differences=weak)) < 0.02
+    for name, values, claimed in (("a", strong.differences, strong.verdict),
+                                  ("b", weak, "holds"), ("c", [0.1, -0.1, 0, 0.2, -0.2], "no gain"),
+                                  ("d", [0.1, -0.1, 0, 0.2, -0.2], "no gain")):
+        dataclasses.replace(strong, claim=name, differences=values, verdict=claimed).save(tmp_path)
+    text = by_chance(tmp_path)
+    assert text.startswith("Of 4 claims 2 hold. ") and "0.1 would hold by chance" in text
+    assert "1 of the 2 stay after Holm's" in text or "2 of the 2 stay after Holm's" in text
 
 
 # What is published --------------------------------------------------------------------
@@ -81,7 +104,53 @@ def test_published_results_are_of_this_code(slug):
                        f"measured; run `alignkit reproduce {slug}` again")
     for r in results:
         assert r.scale == "small" and len(set(r.seeds)) == len(r.differences) >= 8
-        assert r.interval == t_interval(r.differences)._asdict()
+        check_judgement(r)
+    headlines = [r.claim for r in results if r.headline]
+    if not hasattr(paper(slug), "table"):  # a comparison has a claim for each method
+        assert len(headlines) == 1 and headline(slug).claim == headlines[0]
+        assert len(results) <= MOST_CLAIMS
+
+
+def check_judgement(r):
+    """What follows from the stored differences, computed again."""
+    look = r.looks[-1]
+    found = (t_interval(r.differences, look["level"]) if len(r.looks) == 1
+             else second_look(r.differences, r.looks[0]["seeds"], look["level"]))
+    assert r.interval == look["interval"] == found._asdict()
+    assert look["level"] == (0.975 if r.headline else 0.95)
+    assert r.verdict == look["verdict"] == verdict(found, r.margin, r.equivalence)
+    assert r.equivalent == equivalent(found, r.margin)
+    carried = r.redrawn or verdict(Interval(**r.corrected), r.margin, r.equivalence)
+    assert r.carries_over == (r.redrawn or carried == r.verdict)
+
+
+@pytest.mark.parametrize("slug", slugs())
+def test_results_name_their_registration(slug):
+    """Of the newest design, and committed after it where the history is there."""
+    there = registrations(slug)
+    for r in stored(slug):
+        if r.registration == BEFORE_THE_RULE:
+            assert not there, f"{slug}.{r.claim} was run before the registration: run it again"
+            continue
+        assert there and r.registration == there[-1]["hash"], (
+            f"{slug}.{r.claim} is not of the newest registration: run it again")
+        design = {one["claim"]: one for one in there[-1]["design"]}[r.claim]
+        assert (design["margin"], design["headline"], design["sentence"]) == (
+            r.margin, r.headline, r.sentence)
+        order = [_committed(f"alignkit/claims/{path}", r.registration)
+                 for path in (f"registered/{slug}.json", f"results/{slug}.{r.claim}.json")]
+        assert None in order or order[0] < order[1], (
+            f"{slug}.{r.claim} was committed with its registration or before it")
+
+
+def _committed(path: str, text: str) -> int | None:
+    """How many commits led to the first that had `text` in a file; None if unknown."""
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout
+    if git("rev-parse", "--is-shallow-repository").strip() != "false":
+        return None
+    found = git("log", "--reverse", "--format=%H", f"-S{text}", "--", path).split()
+    return int(git("rev-list", "--count", found[0])) if found else None
 
 
 def test_no_result_without_a_paper():
@@ -139,10 +208,10 @@ def test_words_may_be_mended_without_a_new_run():
         assert _code(other) != _code(CODE)
 
 
-@pytest.mark.parametrize("page, name, made", [
-    ("README.md", "verdicts", verdicts), ("notebooks/SCOREBOARD.md", "scoreboard", scoreboard)])
-def test_the_pages_show_the_verdicts(page, name, made):
-    text = (ROOT / page).read_text("utf-8")
-    assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
-    shown = text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
-    assert shown.strip() == made(), "run: alignkit scoreboard --write"
+def test_the_pages_show_the_verdicts():
+    for page, blocks in verdict_pages().items():
+        text = page.read_text("utf-8")
+        for name, made in blocks.items():
+            assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
+            shown = text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
+            assert shown.strip() == made, f"{page.name}: run alignkit scoreboard --write"

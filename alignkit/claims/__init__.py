@@ -12,15 +12,20 @@ from pathlib import Path
 from types import ModuleType
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Reported, Trained
-from alignkit.claims.results import Result, code_hash, load, scoreboard, stored, verdicts
-from alignkit.claims.runner import FEWEST, SEEDS, Runs, estimated, run
+from alignkit.claims.registered import current, register
+from alignkit.claims.results import Result, code_hash, headline, load, stored
+from alignkit.claims.runner import FEWEST, SEEDS, estimated, run
+from alignkit.claims.runs import Runs
+from alignkit.claims.scoreboard import scoreboard, summary
 
 __all__ = ["FEWEST", "SCALES", "SEEDS", "Arm", "Claim", "Condition", "Null", "Reported",
-           "Result", "Runs", "Trained", "code_hash", "estimated", "load", "paper", "rerun",
-           "run", "scoreboard", "slugs", "stored", "verdicts"]
+           "Result", "Runs", "Trained", "code_hash", "current", "estimated", "headline",
+           "load", "paper", "register", "rerun", "run", "scoreboard", "slugs", "stored",
+           "summary"]
 
 SCALES = ("tiny", "small", "gpu", "full")
-_SHARED = {"__init__", "claim", "common", "results", "runner", "train"}
+_SHARED = {"__init__", "claim", "command", "common", "publish", "registered", "results", "runner", 
+           "runs", "scoreboard", "train", "work"}
 
 
 def slugs() -> list[str]:

@@ -1,8 +1,10 @@
-"""What a claim is: arms, a measurement, a margin, a null control and a condition."""
+"""What a claim is: arms, a measurement, a margin, a null control and conditions."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
+
+from torch import Tensor
 
 from alignkit.data import Splits
 from alignkit.parts import Method
@@ -13,11 +15,16 @@ class Arm(NamedTuple):
     """One side of a comparison: `data(seed) -> splits`, and `build(splits) -> method`.
 
     They are apart because a null control changes the splits before the method is built:
-    what a method takes from data in `build` must come from the changed data too.
+    what a method takes from data in `build` must come from the changed data too. A grid
+    with "settings" calls `build(splits, **settings)`.
+    start: the name of another arm of the paper, trained first with the same seed, once,
+    on its true pairs; or `start(seed) -> tensors by name` (shipped weights). What fits by
+    name and shape is laid over the initial weights.
     """
 
     data: Callable[[int], Splits]
-    build: Callable[[Splits], Method]
+    build: Callable[..., Method]
+    start: str | Callable[[int], Mapping[str, Tensor]] | None = None
 
 
 class Trained(NamedTuple):
@@ -61,15 +68,26 @@ class Reported(NamedTuple):
 class Claim:
     """A sentence of a paper as an experiment.
 
-    arms: name -> `Arm`; trained tensors of equal name and shape start equal in all arms, and each
-    arm gets the same `budget` and the same `grid` (changes of the budget, chosen on
-    validation with a seed of its own). differs: what the arms differ in; with
-    'inference' only the baseline is trained and the others take its weights.
+    arms: name -> `Arm`; trained tensors of equal name and shape start equal in all arms.
+    Each arm gets the same `budget` (but for `budgets`: arm -> changes, where the claim is
+    about them) and the same `grid`: changes of the budget, and of the method's settings
+    under "settings", chosen on the validation rows of three seeds of their own.
+    differs: what the arms differ in; with 'inference' only the baseline is trained and
+    the others take its weights.
     validate(method, val) gives the figures for choosing, `choose_by` names one.
     measure(trained arms) -> {arm: figure}; statistic of these, by default method minus
-    baseline. *holds* needs the whole interval of the statistic above `margin`.
-    twins: method arm -> the arm it is compared with (default: method -> baseline); the
-    pilot puts a second run of the twin in its place.
+    baseline.
+    margin: the smallest difference worth having, above 0, and `margin_why` it is: stated before
+    the run. *holds* needs the whole interval above it; with `equivalence` the claim is
+    that there is no difference, and holds inside ± margin.
+    condition: one or several. headline: the main sentence of the paper's abstract; one a
+    paper, with a second look. units: how many independent shipped models there are (no
+    more seeds than that). redrawn: each seed draws rows of its own, so the interval
+    speaks of new rows. twins: method arm -> the arm it is compared with (default: method
+    -> baseline); the pilot puts a second run of the twin in its place.
+
+    Raises:
+        ValueError: an unknown arm or kind, or a margin that is not above 0.
     """
 
     name: str
@@ -84,21 +102,42 @@ class Claim:
     validate: Callable[[Method, Splits], dict[str, float]]
     choose_by: str
     margin: float
+    margin_why: str
     null: Null
-    condition: Condition
+    condition: Condition | Sequence[Condition]
     grid: Sequence[Mapping] = ({},)
+    budgets: Mapping[str, Mapping] = field(default_factory=dict)
     statistic: Callable[[dict[str, float]], float] | None = None
+    equivalence: bool = False
+    headline: bool = False
+    units: int | None = None
+    redrawn: bool = False
     twins: Mapping[str, str] | None = None
     paper: Reported | None = None
 
     def __post_init__(self):
-        for role, name in (("baseline", self.baseline), ("method", self.method)):
+        said = f"claim {self.name!r}"
+        named = [("baseline", self.baseline), ("method", self.method),
+                 *(("budgets", name) for name in self.budgets)]
+        for role, name in named:
             if name not in self.arms:
-                raise ValueError(f"claim {self.name!r}: {role} {name!r} is no arm; there "
-                                 f"are {list(self.arms)}")
+                raise ValueError(f"{said}: {role} {name!r} is no arm; there are "
+                                 f"{list(self.arms)}")
         if self.differs not in ("method", "data", "inference"):
-            raise ValueError(f"claim {self.name!r}: differs must be 'method', 'data' or "
-                             f"'inference', got {self.differs!r}")
+            raise ValueError(f"{said}: differs must be 'method', 'data' or 'inference', "
+                             f"got {self.differs!r}")
+        if not self.margin > 0:
+            raise ValueError(f"{said}: margin is {self.margin}; it must be above 0, the "
+                             "smallest difference worth having")
+        if not self.margin_why.strip():
+            raise ValueError(f"{said}: margin_why is empty; say in a line why a difference below "
+                             f"{self.margin:g} would not be worth having")
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The conditions, however many there are."""
+        one = isinstance(self.condition, Condition)
+        return (self.condition,) if one else tuple(self.condition)
 
     def difference(self, figures: dict[str, float]) -> float:
         """The statistic of one seed's figures."""

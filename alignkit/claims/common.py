@@ -10,6 +10,9 @@ from alignkit.data.emoji import emoji
 from alignkit.evaluation import evaluate_retrieval
 from alignkit.parts import Method
 
+# The usual margin of a score between 0 and 1, stated before any run.
+WORTH = {"margin": 0.02,
+         "margin_why": "two in a hundred; less would change nobody's choice of a method"}
 FEWEST_ITEMS = 60  # fewer leave no test set on which hit@10 means anything
 
 

@@ -32,13 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null
-from alignkit.claims.common import (
-    held_out_hits,
-    hit_at_10,
-    image_text,
-    shuffled_training,
-    validation_hits,
-)
+from alignkit.claims.common import (WORTH, held_out_hits, hit_at_10, image_text,
+                                    shuffled_training, validation_hits)
 from alignkit.data import Pairs
 from alignkit.encoders import add_features
 from alignkit.parts import DualEncoder, Settings, positives_of, sigmoid_loss
@@ -119,14 +114,14 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
             "the baseline's hit@10 leaves room",
             lambda arm: hit_at_10(arm.method, arm.splits.test), 0.0, 0.6))
     return [
-        Claim(name="small-batch", margin=0.0,
+        Claim(name="small-batch", headline=True, **WORTH,
               sentence=f"With batches of {s.small_batch} the sigmoid loss finds more unseen "
                        "pairs than InfoNCE does.",
               arms={"infonce-small": arm(DualEncoder, **clip),
                     "sigmoid-small": arm(SigmoidEncoder)},
               baseline="infonce-small", method="sigmoid-small",
               budget=replace(s.budget, batch_size=s.small_batch), **common),
-        Claim(name="temperature", margin=0.02,
+        Claim(name="temperature", **WORTH,
               sentence="InfoNCE with CLIP's learned temperature finds more unseen pairs "
                        "than InfoNCE without one (fixed at 1).",
               arms={"fixed-1": arm(DualEncoder, temperature=1.0),

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Reported, Trained
-from alignkit.claims.common import image_text, shuffled_training, single_objects
+from alignkit.claims.common import WORTH, image_text, shuffled_training, single_objects
 from alignkit.data import Pairs, Splits, few_pairs
 from alignkit.data.fetch import asset
 from alignkit.data.scenes import scenes
@@ -235,20 +235,20 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         return {**common, "arms": names, "baseline": baseline, "method": "filip", **rest}
 
     found = [
-        Claim(name="late-interaction", margin=0.02,
+        Claim(name="late-interaction", headline=True, **WORTH,
               sentence="Patches against words retrieve better than pooled features, with "
                        "the same heads and budget.",
               paper=Reported(0.328, 0.395, "ImageNet zero-shot top-1, CLIP and FILIP on "
                              "YFCC15M, table of the DeCLIP repository"),
               **pair_of("pooled")),
-        Claim(name="maximum", margin=0.02,
+        Claim(name="maximum", **WORTH,
               sentence="It is the maximum: with means in its place less is gained.",
               **pair_of("mean")),
     ]
     if "text_nouns" not in pairs.columns:
         return found
     found.append(Claim(
-        name="pointing", margin=0.0,
+        name="pointing", **WORTH,
         sentence="The best patch of a noun lies on its own object, rather than on the "
                  "other one of the caption, more often than with pooled training.",
         **pair_of("pooled", measure=lambda trained: pointing(trained, pairs),
@@ -259,7 +259,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     four = {name: (arms | alone)[name]
             for name in ("pooled", "filip", "pooled-one", "filip-one")}
     found.append(Claim(
-        name="several-objects", margin=0.0,
+        name="several-objects", **WORTH,
         sentence="The gain is larger where captions name two objects than with single "
                  "objects, made as hard by training on 60 captions only (difference of "
                  "the gains).",

@@ -44,7 +44,7 @@ from statistics import mean
 import torch
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import image_text
+from alignkit.claims.common import WORTH, image_text
 from alignkit.data import Lazy, Pairs, Splits, shuffle_pairs
 from alignkit.data.columns import parent
 from alignkit.data.emoji import emoji
@@ -230,26 +230,26 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     room = Condition("hit@10 of text -> its better single view", single_view, 0.2, 0.6)
     if len(used) == 2:
         return [Claim(
-            name="two-modalities", margin=0.0, measure=others_find_each_other,
+            name="two-modalities", headline=True, **WORTH, measure=others_find_each_other,
             sentence="With two modalities the volume retrieves better than the cosine.",
             **against("anchored", condition=room))]
     more = Condition("what all views together add to the better one",
                      lambda trained: together(trained.method, trained.splits.test)
                      - single_view(trained), 0.02, 1.0)
     return [
-        Claim(name="non-anchor", margin=0.02, measure=others_find_each_other,
+        Claim(name="non-anchor", headline=True, **WORTH, measure=others_find_each_other,
               sentence="Pictures and sounds that were only compared with their text find "
                        "each other better if the volume of all three is trained.",
               **against("anchored", condition=room)),
-        Claim(name="non-anchor-all-pairs", margin=0.0, measure=others_find_each_other,
+        Claim(name="non-anchor-all-pairs", **WORTH, measure=others_find_each_other,
               sentence="They do so better than with InfoNCE on all three pairs, picture "
                        "and sound included.",
               **against("all-pairs", condition=room)),
-        Claim(name="together", margin=0.0, measure=text_finds_all,
+        Claim(name="together", **WORTH, measure=text_finds_all,
               sentence="A text finds its picture and sound together better by the volume "
                        "than by the sum of cosines of pairwise training.",
               **against("anchored", condition=more)),
-        Claim(name="together-all-pairs", margin=0.0, measure=text_finds_all,
+        Claim(name="together-all-pairs", **WORTH, measure=text_finds_all,
               sentence="It does so also where all three pairs were trained.",
               **against("all-pairs", condition=more)),
     ]

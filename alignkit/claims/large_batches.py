@@ -30,13 +30,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null
-from alignkit.claims.common import (
-    held_out_hits,
-    hit_at_10,
-    image_text,
-    shuffled_training,
-    validation_hits,
-)
+from alignkit.claims.common import (WORTH, held_out_hits, hit_at_10, image_text,
+                                    shuffled_training, validation_hits)
 from alignkit.data import Pairs
 from alignkit.encoders import add_features
 from alignkit.parts import DualEncoder, Settings, Stage, info_nce, positives_of
@@ -142,8 +137,9 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     def claim(name: str, baseline: str, sentence: str) -> Claim:
         return Claim(
             name=name, sentence=sentence, baseline=baseline, method="large",
+            headline=name == "equal-passes",
             arms={baseline: arms[baseline], "large": arms["large"]}, differs="method",
-            figure="hit@10", margin=0.02, measure=held_out_hits, budget=s.budget,
+            figure="hit@10", **WORTH, measure=held_out_hits, budget=s.budget,
             validate=validation_hits, choose_by="hit@10",
             grid=({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-2}),
             null=Null("training pairs shuffled", shuffled_training, expected=0.0,

@@ -145,6 +145,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         return Claim(
             arms={name: arms[name] for name in (baseline, method)}, baseline=baseline,
             method=method, differs="inference", measure=readings, margin=0.05,
+            margin_why="one picture in twenty: less is not seen in a class of 30",
             figure="balanced accuracy", budget=s.budget, validate=validation_hits,
             choose_by="hit@10", grid=({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}),
             null=Null("labels shuffled", shuffled_labels, expected=0.0, margin=0.05),
@@ -152,7 +153,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
                                 lambda arm: read(arm.method, arm.splits), 0.2, 0.8), **rest)
 
     return [
-        claim("name", "prompts", name="several-prompts",
+        claim("name", "prompts", name="several-prompts", headline=True,
               sentence="Zero-shot by several prompts a class, the names of its subgroups, "
                        "is more accurate than by the name of the class."),
         claim("prompts", "probe", name="labels-help",

@@ -33,9 +33,8 @@ import torch
 from torch import Tensor
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import (
-    held_out_hits, image_text, shuffled_training, single_objects, validation_hits,
-)  # fmt: skip
+from alignkit.claims.common import (WORTH, held_out_hits, image_text, shuffled_training,
+                                    single_objects, validation_hits)  # fmt: skip
 from alignkit.data import Pairs, Splits, shuffle_pairs
 from alignkit.data.emoji import emoji
 from alignkit.data.scenes import scenes
@@ -257,7 +256,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
             "cls": _arm(pairs, s, plain),
             "both": _arm(pairs, s, (*plain, "image_tokens"), patches="image_tokens")}
     common = dict(
-        budget=s.budget, validate=validation_hits, choose_by="hit@10", margin=0.0,
+        budget=s.budget, validate=validation_hits, choose_by="hit@10", **WORTH,
         grid=({"lr": 3e-4}, {"lr": 1e-3}, {"lr": 3e-3}),
         null=Null("training pairs shuffled", shuffled_training, expected=0.0, margin=0.02))
     design = common | dict(
@@ -282,7 +281,9 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         sentence=f"{where}, encoders whose CKA is higher retrieve better once joined "
                  "(Spearman's rho over pairs of encoders).",
         **common | dict(
-            margin=0.5, grid=({},),
+            headline=True, margin=0.5,
+            margin_why="half of a perfect order: less does not help to choose encoders",
+            grid=({},),
             null=Null("CKA of shuffled pairs", _shuffled_validation, 0.0, margin=0.5),
             condition=Condition("spread of CKA over the pairs of encoders",
                                 partial(_spread, pairs, columns), 0.1, 1.0))))

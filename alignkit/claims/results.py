@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from alignkit.data import Pairs
-from alignkit.stats import HOLDS, NOT_RESOLVED, OPPOSITE
 
 FOLDER = Path(__file__).parent / "results"
 PACKAGE = Path(__file__).parents[1]
@@ -20,31 +19,51 @@ PACKAGE = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Result:
-    """All that was measured for one claim; `figures` and `differences` are in the order
-    of `seeds`, `interval` and `prediction` are {mean, low, high, n, sd}."""
+    """All that was measured for one claim.
+
+    figures, differences: in the order of `seeds`. looks: {seeds, level, interval, verdict}
+    each; `interval` and `verdict` are the last one's, {mean, low, high, n, sd}; it speaks
+    of new splits of this corpus (of new rows, where each seed has `redrawn` them).
+    corrected: Nadeau and Bengio's interval for new rows of this kind (None: redrawn);
+    carries_over: whether it says the same. items: in a training and in a test split.
+    registration: hash of the registered design, or why there is none. seconds: of all
+    the paper's claims together, summed over processes.
+    """
 
     slug: str
     claim: str
     sentence: str
+    headline: bool
     scale: str
     figure: str
     baseline: str
     method: str
     differs: str
+    equivalence: bool
+    redrawn: bool
+    units: int | None
     seeds: list[int]
     figures: list[dict[str, float]]
     differences: list[float]
+    looks: list[dict]
     interval: dict
     prediction: dict
     margin: float
+    margin_why: str
     verdict: str
+    equivalent: bool
+    corrected: dict | None
+    carries_over: bool
     detectable: float
     null: dict
     pilot: dict
     paper: dict | None
     settings: dict
     data: dict
+    items: dict
+    registration: str
     versions: dict
+    capability: str
     code: str
     seconds: float
     peak_memory_mb: int
@@ -67,28 +86,47 @@ class Result:
         """Does a new seed's difference lie in the stored prediction interval?"""
         return self.prediction["low"] <= difference <= self.prediction["high"]
 
+    def says(self) -> str:
+        """The verdict with its doubts, as on every page: "holds, null not passed"."""
+        doubts = ["equivalent"] * (self.equivalent and not self.equivalence)
+        doubts += ["for this corpus only"] * (not self.carries_over)
+        doubts += ["condition absent"] * (not self.pilot["present"])
+        doubts += ["null not passed"] * (not self.null["passed"])
+        return ", ".join([self.verdict, *doubts])
+
     def __str__(self) -> str:
-        i, null = self.interval, self.null
+        i, null, look = self.interval, self.null, self.looks[-1]
         arms = (f"{self.baseline} {self.mean(self.baseline):.3f}, "
                 f"{self.method} {self.mean(self.method):.3f}"
                 if {self.baseline, self.method} <= set(self.figures[0]) else "")
+        if self.scale == "tiny":
+            said = "no verdict is read off scale tiny: it tries the code"
+        else:
+            said = self.says().upper()
+        looks = "after a second look " if len(self.looks) > 1 else ""
+        c = self.corrected
         return "\n".join([
-            f"{self.slug} · {self.claim}: {self.verdict.upper()}",
+            f"{self.slug} · {self.claim}{' (headline)' * self.headline}: {said}",
             f"  claim       {self.sentence}",
             f"  {self.figure:11} {arms}",
-            f"  difference  {i['mean']:+.3f}, 95 % interval [{i['low']:+.3f}, "
-            f"{i['high']:+.3f}] over {i['n']} paired seeds; margin {self.margin:g}; "
-            f"could have seen {self.detectable:.3f}",
+            f"  difference  {i['mean']:+.3f}, {100 * look['level']:g} % interval "
+            f"[{i['low']:+.3f}, {i['high']:+.3f}] {looks}over {i['n']} paired seeds; margin "
+            f"{self.margin:g}: {self.margin_why}",
+            f"  new rows    [{c['low']:+.3f}, {c['high']:+.3f}] (corrected for splits of one "
+            "pool)" if c else "  new rows    each seed has rows of its own",
             f"  null        {null['name']}: {null['interval']['mean']:+.3f} "
             f"[{null['interval']['low']:+.3f}, {null['interval']['high']:+.3f}], "
             f"{'passed' if null['passed'] else 'NOT PASSED'} "
             f"(inside {null['expected']:g} ± {null['margin']:g})",
-            f"  condition   {self.pilot['condition']}: {self.pilot['value']:.3g}, "
-            f"{'present' if self.pilot['present'] else 'ABSENT'}",
+            *(f"  condition   {c['condition']}: {c['value']:.3g}, "
+              f"{'present' if c['present'] else 'ABSENT'}"
+              for c in self.pilot["conditions"]),
             *([f"  paper       {paper['baseline']:g} -> {paper['method']:g}: {paper['source']}"]
               if (paper := self.paper) else []),
             f"  data        {self.data['name']} ({self.data['kind']}), scale {self.scale}",
-            f"  cost        {self.seconds:.0f} s, peak {self.peak_memory_mb} MB",
+            f"  design      {self.registration or 'not registered'}",
+            f"  cost        {self.seconds:.0f} s for all claims of the paper, peak "
+            f"{self.peak_memory_mb} MB",
         ])
 
 
@@ -105,6 +143,11 @@ def load(path: Path) -> Result:
 def stored(slug: str | None = None, folder: Path = FOLDER) -> list[Result]:
     """The published results, of one paper or of all, in the order of their names."""
     return [load(p) for p in sorted(folder.glob(f"{slug or '*'}.*.json"))]
+
+
+def headline(slug: str, folder: Path = FOLDER) -> Result | None:
+    """The published result of a paper's headline, None if there is none."""
+    return next((result for result in stored(slug, folder) if result.headline), None)
 
 
 def code_hash(slug: str) -> str:
@@ -134,12 +177,45 @@ def _code(source: str) -> str:
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
-def package_hash() -> str:
-    """sha256 over the whole package: half-done runs of other code are not gone on with."""
+def values_hash(slug: str) -> str:
+    """sha256 over all code that decides a paper's figures: its claims file, the runner,
+    and whatever they import, words apart. Kept work of other code is not gone on with."""
     sha = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        sha.update(path.read_bytes())
+    starts = [PACKAGE / "claims" / f"{slug.replace('-', '_')}.py", PACKAGE / "claims/work.py"]
+    for path in sorted(_imported(starts)):
+        sha.update(f"{path.relative_to(PACKAGE)}\n{_code(path.read_text('utf-8'))}".encode())
     return sha.hexdigest()
+
+
+def _imported(paths: list[Path]) -> set[Path]:
+    """The files of the package that these import, directly or not, and they themselves."""
+    found, left = set(), list(paths)
+    while left:
+        path = left.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            for name in _modules(node, path):
+                file = PACKAGE.joinpath(*name.split(".")[1:])
+                left += [f for f in (file.with_suffix(".py"), file / "__init__.py")
+                         if f.is_file()]
+    return found
+
+
+def _modules(node: ast.AST, path: Path) -> list[str]:
+    """The package's modules that an import statement may mean."""
+    if isinstance(node, ast.Import):
+        return [a.name for a in node.names if a.name.startswith("alignkit.")]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    module = node.module or ""
+    if node.level:
+        here = ("alignkit", *path.relative_to(PACKAGE).parts[:-1])
+        module = ".".join([*here[:len(here) - node.level + 1], *filter(None, [module])])
+    if module.split(".")[0] != "alignkit":
+        return []
+    return [module, *(f"{module}.{a.name}" for a in node.names)]
 
 
 def data_facts(pairs: Pairs) -> dict:
@@ -166,36 +242,3 @@ def peak_memory_mb() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1e6 if sys.platform == "darwin" else 1e3))
-
-
-def scoreboard(folder: Path = FOLDER) -> str:
-    """The verdicts as a Markdown table."""
-    lines = ["| paper | claim | data | difference [95 % interval] | seeds | null | verdict |",
-             "|---|---|---|---|---|---|---|"]
-    for r in stored(folder=folder):
-        i, why = r.interval, ""
-        if r.verdict == NOT_RESOLVED:
-            why = f" ({i['n']} seeds could have seen {r.detectable:.3f})"
-        if not r.pilot["present"]:
-            why += (f" (its condition is absent: {r.pilot['condition']} "
-                    f"{r.pilot['value']:.3g}, wanted in {r.pilot['wanted']})")
-        lines.append(
-            f"| {r.slug} | {r.sentence} | {r.data['name']} ({r.data['kind']}) | "
-            f"{i['mean']:+.3f} [{i['low']:+.3f}, "
-            f"{i['high']:+.3f}] {r.figure} | {i['n']} | "
-            f"{'passed' if r.null['passed'] else 'not passed'} | **{r.verdict}**{why} |")
-    return "\n".join(lines)
-
-
-def verdicts(folder: Path = FOLDER) -> str:
-    """The names of the claims by paper and verdict, as a Markdown table; a star: the null
-    control was not passed; a dagger: the condition was not in the data."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for r in stored(folder=folder):
-        marks = "*" * (not r.null["passed"]) + "†" * (not r.pilot["present"])
-        found.setdefault(r.slug, {}).setdefault(r.verdict, []).append(r.claim + marks)
-    lines = ["| paper | holds | opposite | not resolved at this scale |", "|---|---|---|---|"]
-    for slug, by in found.items():
-        cells = (", ".join(by.get(v, ())) for v in (HOLDS, OPPOSITE, NOT_RESOLVED))
-        lines.append(f"| {slug} | {' | '.join(cells)} |")
-    return "\n".join(lines)

@@ -50,7 +50,8 @@ from functools import lru_cache
 import torch
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import hit_at_10, image_text, shuffled_training, validation_hits
+from alignkit.claims.common import (WORTH, hit_at_10, image_text, shuffled_training,
+                                    validation_hits)
 from alignkit.claims.fdt import leading_directions
 from alignkit.claims.results import Result
 from alignkit.data import Pairs, Splits, Tokens
@@ -201,7 +202,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
             name=name, sentence=f"On the same pairs, features and steps {name} finds more "
             "than InfoNCE.", arms={arm: arms[arm] for arm in ("infonce", name)},
             baseline="infonce", method=name, differs="method", figure="hit@10",
-            measure=measure, margin=0.02, budget=s.budget, validate=validation_hits,
+            measure=measure, **WORTH, budget=s.budget, validate=validation_hits,
             choose_by="hit@10", grid=[{"lr": lr} for lr in (1e-3, 3e-3, 1e-2, 3e-2)],
             null=Null("training pairs shuffled", shuffled_training, 0.0, 0.02),
             condition=Condition("InfoNCE leaves room both ways (hit@10)",

@@ -16,12 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import (
-    held_out_hits,
-    image_text,
-    shuffled_training,
-    validation_hits,
-)
+from alignkit.claims.common import (WORTH, held_out_hits, image_text, shuffled_training,
+                                    validation_hits)
 from alignkit.data import Pairs, Splits, few_pairs
 from alignkit.encoders import add_features
 from alignkit.evaluation import mutual_knn, rice_k
@@ -180,12 +176,12 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
 
     sized = [name for n in sizes for name in (f"plain@{n}", f"keep@{n}")]
     found = [Claim(
-        name=f"regulariser-{n}", figure="hit@10", measure=held_out_hits, margin=0.0,
+        name=f"regulariser-{n}", headline=n == few, figure="hit@10", measure=held_out_hits, **WORTH,
         sentence=f"The regulariser raises held-out retrieval with {n} training pairs.",
         **pair_of("keep", n)) for n in sizes]
     if len(sizes) > 1:
         found.append(Claim(
-            name="fewer-pairs", figure="hit@10", measure=held_out_hits, margin=0.0,
+            name="fewer-pairs", figure="hit@10", measure=held_out_hits, **WORTH,
             sentence="The regulariser gains more where training pairs are fewer (minus the "
                      "slope of its gain a tenfold of pairs).",
             statistic=lambda figures: -slope([math.log10(n) for n in sizes],
@@ -193,13 +189,13 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
             twins={f"keep@{n}": f"plain@{n}" for n in sizes},
             **pair_of("keep", few, arms={name: arms[name] for name in sized})))
     found.append(Claim(
-        name="geometry", figure="kNN overlap", measure=kept_geometry, margin=0.0,
+        name="geometry", figure="kNN overlap", measure=kept_geometry, **WORTH,
         sentence=f"With {few} pairs, the regulariser keeps more of each encoder's "
                  "neighbourhoods.",
         **pair_of("keep", few, null=Null("isotropic random training features", isotropic,
                                          expected=0.0, margin=0.02))))
     found.append(Claim(
-        name="layers", figure="hit@10", measure=held_out_hits, margin=0.0,
+        name="layers", figure="hit@10", measure=held_out_hits, **WORTH,
         sentence=f"With {most} pairs, the layers that agree most retrieve better than the "
                  "last ones.", **pair_of("layers", most)))
     return found

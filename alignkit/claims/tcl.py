@@ -42,7 +42,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import hit_at_10, image_text, single_objects
+from alignkit.claims.common import WORTH, hit_at_10, image_text, single_objects
 from alignkit.data import Pairs, Splits, Tokens, shuffle_pairs
 from alignkit.data.scenes import scenes
 from alignkit.encoders import add_features
@@ -252,14 +252,15 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     s = SCALES[scale]
     arms, seen = arms_of(pairs, s), s.budget.batch_size + s.queue
 
-    def claim(baseline: str, method: str, figure: Callable, unit: str, margin: float,
-              bound: float, also: tuple = (), expected: float = 0.0, **rest) -> Claim:
+    def claim(baseline: str, method: str, figure: Callable, unit: str, bound: float,
+              also: tuple = (), **rest) -> Claim:
         """A claim on two arms and those of `also`; bound: of the null."""
+        rest = WORTH | rest
         names = (baseline, method, *also)
         return Claim(
             arms={name: arms[name] for name in names}, baseline=baseline, method=method,
-            measure=each(figure), figure=unit, margin=margin, differs="method",
-            null=Null("things, places and captions shuffled", cured, expected, bound),
+            measure=each(figure), figure=unit, differs="method",
+            null=Null("things, places and captions shuffled", cured, 0.0, bound),
             budget=s.budget, grid=GRID, validate=validate, choose_by="both", **rest)
 
     def room(figure: Callable) -> Condition:
@@ -270,23 +271,22 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     half = ("cma@0.5", "imc@0.5")
     parts = {"also": ("cma@0.0", "lmi@0.0"), "twins": {"tcl@0.0": "imc@0.0"}}
     return [
-        claim(*half, purity, "purity", 0.02, 0.02, name="neighbourhoods",
+        claim(*half, purity, "purity", 0.02, name="neighbourhoods", headline=True,
               condition=gone, sentence="With half of the captions wrong, a loss within "
                                        "each modality keeps more neighbours."),
-        claim(*half, purity, "purity", 0.0, 0.03, ("cma@0.0", "imc@0.0"),
+        claim(*half, purity, "purity", 0.03, ("cma@0.0", "imc@0.0"),
               twins={f"imc@{rho}": f"cma@{rho}" for rho in RHOS},
               statistic=lambda f: gain(f, 0.5) - gain(f, 0.0), condition=gone,
               name="more-with-noise", sentence="It keeps more with half of the captions "
                                                "wrong than with none."),
-        claim(*half, hits, "hit@10", 0.0, 0.03, name="retrieval-kept", expected=0.03,
-              condition=room(hits), statistic=lambda f: gain(f, 0.5) + 0.03,
-              sentence="Retrieval does not fall by 0.03 (difference + 0.03)."),
-        claim("imc@0.0", "tcl@0.0", hits, "hit@10", 0.0, 0.03, name="parts-retrieve",
+        claim(*half, hits, "hit@10", 0.03, name="retrieval-with-noise",
+              condition=room(hits), sentence="It also retrieves better."),
+        claim("imc@0.0", "tcl@0.0", hits, "hit@10", 0.03, name="parts-retrieve",
               condition=room(hits), sentence="Local parts add to retrieval.", **parts),
-        claim("imc@0.0", "tcl@0.0", own_parts, "own - others", 0.0, 0.03, **parts,
+        claim("imc@0.0", "tcl@0.0", own_parts, "own - others", 0.03, **parts,
               name="own-parts", condition=room(own_parts),
               sentence="They draw a picture's row to its own places, from others'."),
-        claim("cma@blind", "imc@blind", purity, "purity", 0.0, 0.03,
+        claim("cma@blind", "imc@blind", purity, "purity", 0.03,
               ("cma@known", "imc@known"), name="near-duplicates",
               twins={f"imc@{kind}": f"cma@{kind}" for kind in ("known", "blind")},
               condition=Condition("copies that a row meets",

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from alignkit.claims import paper, stored
 from alignkit.claims.claim import Claim, Trained
 from alignkit.claims.results import code_hash, data_facts, peak_memory_mb, versions
-from alignkit.claims.runner import Runs
+from alignkit.claims.runs import Runs
 from alignkit.data import Pairs
 from alignkit.evaluation import evaluate_retrieval
 from alignkit.training import Budget, History, distributed, estimate, fit, logits_memory
@@ -103,6 +103,14 @@ def own_pairs(path: Path, needs: tuple[str, ...] | None) -> Pairs:
         raise ValueError(f"--pairs {path}: no column {missing}; there are "
                          f"{sorted(pairs.columns)}")
     return pairs
+
+
+def remade(slug: str, scale: str, path: Path | None = None) -> list[Claim]:
+    """A paper's claims, made anew from the names of what they are on: for a process of
+    its own."""
+    module = paper(slug)
+    own = own_pairs(path, module.NEEDS) if path else None
+    return module.claims(module.data(scale, own), scale)
 
 
 def _named(what: str, name: str, there: dict):

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignkit import methods
-from alignkit.claims import scoreboard, stored, verdicts
+from alignkit.claims import scoreboard, stored, summary
+from alignkit.stats import VERDICTS
 
 from .notebook import _save, read
 from .tour import NOTEBOOKS
@@ -107,11 +108,11 @@ def advice(folder: Path = Path(methods.__file__).parent) -> list[Advice]:
         if said := re.search(r"^Use it when: (.+?)(?:\n\n|\Z)", text, re.S | re.M):
             slug = path.stem.replace("_", "-")
             verdicts = {}
-            for result in sorted(stored(slug), key=lambda r: r.verdict):  # holds first
-                doubts = [" (its null was not passed)"] * (not result.null["passed"])
-                doubts += [" (its condition is absent)"] * (not result.pilot["present"])
+            order = {name: place for place, name in enumerate(VERDICTS)}
+            for result in sorted(stored(slug), key=lambda r: order[r.verdict]):
+                doubts = result.says().partition(", ")[2]
                 verdicts.setdefault(result.verdict, []).append(
-                    "".join([result.claim, *doubts])
+                    result.claim + (f" ({doubts})" if doubts else "")
                 )
             title = text.partition(":")[0]
             rows.append(Advice(slug, title, " ".join(said[1].split()), verdicts))
@@ -213,9 +214,16 @@ def write(folder: Path = NOTEBOOKS) -> Path:
     return _save(filled(path.read_text("utf-8")), path)
 
 
+def verdict_pages(folder: Path = NOTEBOOKS) -> dict[Path, dict[str, str]]:
+    """The pages that show verdicts, with what stands between their markers."""
+    names = {card.name.split("-", 2)[2]: card.name for card in cards()}
+    here = {slug: f"[{name}]({name}.ipynb)" for slug, name in names.items()}
+    above = {slug: f"[{name}](notebooks/{name}.ipynb)" for slug, name in names.items()}
+    return {folder / "SCOREBOARD.md": {"scoreboard": scoreboard(notebooks=here)},
+            folder.parent / "README.md": {"verdicts": summary(notebooks=above)}}
+
+
 def write_verdicts(folder: Path = NOTEBOOKS) -> list[Path]:
     """Bring SCOREBOARD.md and the verdicts in the README above it up to date."""
-    pages = {folder / "SCOREBOARD.md": {"scoreboard": scoreboard()},
-             folder.parent / "README.md": {"verdicts": verdicts()}}
     return [_save(filled(path.read_text("utf-8"), made), path)
-            for path, made in pages.items()]
+            for path, made in verdict_pages(folder).items()]

@@ -1,0 +1,97 @@
+"""Registered designs: what is claimed, with which margins, before the full run.
+
+One JSON a paper in `registered/`, the newest registration last. Its hash is of the design
+alone (sentences, arms, figures, budgets, grids, margins, nulls, conditions), so that code
+may be mended; a changed design is a new registration with its reason.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+from alignkit.claims.claim import Claim
+from alignkit.claims.results import code_hash, versions
+
+FOLDER = Path(__file__).parent / "registered"
+BEFORE_THE_RULE = "not registered: first run before the rule"
+MOST_CLAIMS = 6  # one headline and five more
+
+
+def design(claims: Sequence[Claim]) -> list[dict]:
+    """What is registered of each claim."""
+    return [{
+        "claim": c.name, "sentence": c.sentence, "headline": c.headline,
+        "arms": list(c.arms), "starts": {
+            name: arm.start if isinstance(arm.start, str) else "shipped weights"
+            for name, arm in c.arms.items() if arm.start},
+        "baseline": c.baseline, "method": c.method, "differs": c.differs,
+        "figure": c.figure, "choose_by": c.choose_by,
+        "own statistic": c.statistic is not None, "equivalence": c.equivalence,
+        "margin": c.margin, "margin_why": c.margin_why,
+        "units": c.units, "redrawn": c.redrawn,
+        "budget": asdict(c.budget) | {"betas": list(c.budget.betas)},
+        "budgets": {name: dict(change) for name, change in c.budgets.items()},
+        "grid": [dict(point) for point in c.grid],
+        "null": [c.null.name, c.null.expected, c.null.margin],
+        "conditions": [[k.name, k.low, k.high] for k in c.conditions],
+    } for c in claims]
+
+
+def design_hash(claims: Sequence[Claim]) -> str:
+    """sha256 of the design."""
+    text = json.dumps(design(claims), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def registrations(slug: str, folder: Path = FOLDER) -> list[dict]:
+    """All registrations of a paper, the newest last."""
+    path = folder / f"{slug}.json"
+    return json.loads(path.read_text("utf-8"))["registrations"] if path.is_file() else []
+
+
+def current(slug: str, claims: Sequence[Claim], folder: Path = FOLDER) -> dict | None:
+    """The newest registration, if it is of these claims; else None."""
+    there = registrations(slug, folder)
+    return there[-1] if there and there[-1]["hash"] == design_hash(claims) else None
+
+
+def register(slug: str, claims: Sequence[Claim], opened: dict, reason: str = "",
+             edge: str = "", folder: Path = FOLDER) -> Path:
+    """Write the design with its tuning and pilot (`runner.before`).
+
+    Raises ValueError: no headline or several, more than six claims, an arm whose training
+    loss does not fall, a choice at an edge of the grid without a word on it (`edge`), a
+    condition that is absent and a changed design without its `reason`.
+    """
+    there = registrations(slug, folder)
+    headlines = [c.name for c in claims if c.headline]
+    stuck = [name for name, points in opened["falls"].items()
+             if points and all(fell is False for fell in points)]
+    absent = [name for name, p in opened["pilot"].items() if not p["present"]]
+    problems = {
+        f"one claim must be the headline, there are {headlines}": len(headlines) != 1,
+        f"{len(claims)} claims, at most {MOST_CLAIMS}": len(claims) > MOST_CLAIMS,
+        f"the training loss does not fall at any point of the grid: {stuck}": stuck,
+        f"{opened['edges']} chose an edge of the grid: widen the grid for all arms, or say "
+        "with --edge why it ends there": opened["edges"] and not edge,
+        f"the condition of {absent} is absent: change the corpus, the start or the design, "
+        "or say with --reason why it is published so": absent and not reason,
+        "the design has changed: say why with --reason":
+            there and there[-1]["hash"] != design_hash(claims) and not reason,
+    }
+    if found := [text for text, wrong in problems.items() if wrong]:
+        raise ValueError(f"{slug} is not registered: " + "; ".join(found))
+    new = {"date": date.today().isoformat(), "reason": reason, "edge": edge,
+           "hash": design_hash(claims), "code": code_hash(slug), "versions": versions(),
+           **opened, "design": design(claims)}
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{slug}.json"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({"slug": slug, "registrations": [*there, new]}, indent=1,
+                               ensure_ascii=False) + "\n", "utf-8")
+    os.replace(part, path)
+    return path

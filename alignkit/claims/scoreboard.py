@@ -1,0 +1,103 @@
+"""The published verdicts as Markdown: a line a paper, a line a claim, and counts."""
+
+from collections import Counter
+from pathlib import Path
+
+from alignkit.claims.results import FOLDER, Result, stored
+from alignkit.stats import HOLDS, VERDICTS, p_above, p_equivalent, survivors
+
+
+def headlines(folder: Path = FOLDER, notebooks: dict[str, str] | None = None) -> str:
+    """One line a paper: its headline. notebooks: slug -> link."""
+    lines = ["| paper | headline | verdict | difference [interval] | seeds | the paper's own |"
+             " new rows say the same | notebook |", "|---|---|---|---|---|---|---|---|"]
+    for r in stored(folder=folder):
+        if r.headline:
+            own = (f"{r.paper['baseline']:g} → {r.paper['method']:g} ({r.paper['source']})"
+                   if r.paper else "none stated")
+            link = (notebooks or {}).get(r.slug, "")
+            lines.append(f"| {r.slug} | {r.sentence} | **{r.verdict}**{_doubts(r)} | "
+                         f"{_interval(r)} | {r.interval['n']} | {own} | "
+                         f"{'yes' if r.carries_over else 'no'} | {link} |")
+    return "\n".join(lines)
+
+
+def all_claims(folder: Path = FOLDER) -> str:
+    """One line a claim."""
+    lines = ["| paper | claim | data | difference [interval] | margin | seeds | null | "
+             "verdict |", "|---|---|---|---|---|---|---|---|"]
+    for r in stored(folder=folder):
+        lines.append(
+            f"| {r.slug} | {'**Headline.** ' * r.headline}{r.sentence} | {r.data['name']} "
+            f"({r.data['kind']}) | {_interval(r)} {r.figure} | {r.margin:g} | "
+            f"{r.interval['n']} | {'passed' if r.null['passed'] else 'not passed'} | "
+            f"**{r.verdict}**{_doubts(r)} |")
+    return "\n".join(lines)
+
+
+def counts(folder: Path = FOLDER) -> str:
+    """The verdicts counted, headlines and all claims."""
+    found = stored(folder=folder)
+    by = {"headlines": Counter(r.verdict for r in found if r.headline),
+          "all claims": Counter(r.verdict for r in found)}
+    lines = [f"| | {' | '.join(VERDICTS)} | in all |", "|---|" + "---|" * (len(VERDICTS) + 1)]
+    for name, count in by.items():
+        cells = " | ".join(str(count[v]) for v in VERDICTS)
+        lines.append(f"| {name} | {cells} | {count.total()} |")
+    return "\n".join(lines)
+
+
+def by_chance(folder: Path = FOLDER) -> str:
+    """How many 'holds' chance alone could give, and how many stay when all claims are
+    tested together."""
+    found = stored(folder=folder)
+    if not found:
+        return "No claim is published."
+    ps = [p_of(r) for r in found]
+    holds = sum(r.verdict == HOLDS for r in found)
+    kept = {method: sum(stays and r.verdict == HOLDS for stays, r in
+                        zip(survivors(ps, method), found)) for method in ("holm", "fdr_bh")}
+    expected = sum(1 - r.looks[0]["level"] if r.headline else (1 - r.looks[0]["level"]) / 2
+                   for r in found)
+    return (f"Of {len(found)} claims {holds} hold. If every true difference stood exactly at "
+            f"its margin, {expected:.1f} would hold by chance. Tested together, "
+            f"{kept['holm']} of the {holds} stay after Holm's correction (5 % for any wrong "
+            f"one among them) and {kept['fdr_bh']} after Benjamini and Hochberg's (5 % of "
+            "them wrong).")
+
+
+def p_of(r: Result) -> float:
+    """p value of 'the difference is not above the margin' (not inside ± margin for a
+    claim of equivalence)."""
+    if r.equivalence:
+        return p_equivalent(r.differences, r.margin)
+    return p_above(r.differences, r.margin, r.looks[0]["seeds"])
+
+
+def scoreboard(folder: Path = FOLDER, notebooks: dict[str, str] | None = None) -> str:
+    """The whole page."""
+    return "\n\n".join([
+        counts(folder), by_chance(folder), "## Headlines", headlines(folder, notebooks),
+        "## All claims", all_claims(folder)])
+
+
+def summary(folder: Path = FOLDER, notebooks: dict[str, str] | None = None) -> str:
+    """What the README shows: counts and headlines."""
+    lines = ["| paper | headline | verdict | difference [interval] | notebook |",
+             "|---|---|---|---|---|"]
+    lines += [f"| {r.slug} | {r.sentence} | **{r.verdict}**{_doubts(r)} | {_interval(r)} | "
+              f"{(notebooks or {}).get(r.slug, '')} |"
+              for r in stored(folder=folder) if r.headline]
+    return "\n\n".join([counts(folder), by_chance(folder), "\n".join(lines)])
+
+
+def _interval(r: Result) -> str:
+    i = r.interval
+    return f"{i['mean']:+.3f} [{i['low']:+.3f}, {i['high']:+.3f}]"
+
+
+def _doubts(r: Result) -> str:
+    rest = r.says().partition(", ")[2]
+    absent = [f"{c['condition']} {c['value']:.3g}, wanted in {c['wanted']}"
+              for c in r.pilot["conditions"] if not c["present"]]
+    return f" ({'; '.join([rest, *absent])})" if rest else ""

@@ -1,0 +1,122 @@
+"""Registrations: what is written down before a run, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from fake_claims import claim, result_of
+from fake_claims import data as splits_of
+
+from alignkit.claims import current, register, run
+from alignkit.claims.registered import design, design_hash, registrations
+from alignkit.claims.results import values_hash
+from alignkit.claims.runner import before
+from alignkit.claims.runs import _falls
+from alignkit.claims.work import Work
+from alignkit.training import History
+
+GRID = ({"lr": 1e-4}, {"lr": 1e-3}, {"lr": 1e-2})
+
+
+def middle(method, splits):
+    return {"score": 1.0}
+
+
+def opened_of(claims, folder) -> dict:
+    return before(Work(claims, folder), claims, say=lambda _: None)
+
+
+@pytest.fixture
+def one():
+    return claim(headline=True, margin=0.02)
+
+
+def test_a_registration_is_kept_with_its_reason(tmp_path, one, monkeypatch):
+    opened = opened_of([one], tmp_path / "work")
+    monkeypatch.setattr("alignkit.claims.registered.code_hash", lambda slug: "code")
+    register("fake", [one], opened, folder=tmp_path)
+    (first,) = registrations("fake", tmp_path)
+    assert current("fake", [one], tmp_path) == first
+    assert first["hash"] == design_hash([one]) and first["design"] == json.loads(
+        json.dumps(design([one])))
+    assert first["pilot"]["fake"]["present"] and first["tuned"] == {}
+    changed = replace(one, margin=0.03)
+    assert current("fake", [changed], tmp_path) is None
+    with pytest.raises(ValueError, match="the design has changed: say why with --reason"):
+        register("fake", [changed], opened, folder=tmp_path)
+    register("fake", [changed], opened, reason="three is needed", folder=tmp_path)
+    assert [r["reason"] for r in registrations("fake", tmp_path)] == ["", "three is needed"]
+    assert current("fake", [one], tmp_path) is None  # the old one stays listed, no more
+
+
+@pytest.mark.parametrize("change", [
+    {"margin": 0.03}, {"sentence": "Less is more."}, {"grid": GRID}, {"headline": False},
+    {"budgets": {"more": {"steps": 5}}}, {"choose_by": "other"}, {"equivalence": True},
+    {"margin_why": "another"}, {"units": 8}])
+def test_what_a_design_is(one, change):
+    assert design_hash([replace(one, **change)]) != design_hash([one])
+    assert design_hash([claim(headline=True, margin=0.02)]) == design_hash([one])
+
+
+def test_what_is_refused(tmp_path, one):
+    opened = opened_of([one], tmp_path)
+
+    def refused(claims, message, **change):
+        with pytest.raises(ValueError, match=message):
+            register("fake", claims, opened | change, folder=tmp_path)
+        assert not registrations("fake", tmp_path)
+
+    refused([replace(one, headline=False)], "one claim must be the headline, there are \\[\\]")
+    refused([one, replace(one, name="b")], "there are \\['fake', 'b'\\]")
+    refused([one, *(replace(one, name=str(i), headline=False) for i in range(6))], "7 claims")
+    refused([one], "the training loss does not fall.*'more'",
+            falls={"less": [True], "more": [False, False]})
+    refused([one], "'less'.*chose an edge of the grid", edges=["less"])
+    refused([one], "the condition of \\['fake'\\] is absent",
+            pilot={"fake": {"present": False}})
+
+
+def test_whether_the_loss_falls_is_asked_of_every_arm_and_point(tmp_path):
+    opened = opened_of([claim(grid=GRID)], tmp_path)
+    assert opened["falls"] == {"less": [True] * 3, "more": [True] * 3}
+
+    def curve(*losses):
+        return History(steps=[{"loss": loss} for loss in losses])
+
+    assert _falls(curve(3.0, 2.0)) and not _falls(curve(2.0, 3.0))
+    assert _falls(curve(*[5.0] * 2, *[9.0] * 16, *[4.0] * 2))  # a tenth at either end
+    assert _falls(curve()) is None
+
+
+def test_a_run_takes_the_registered_tuning_and_pilot(tmp_path, one):
+    free = replace(one, grid=GRID, validate=middle)
+    opened = opened_of([free], tmp_path / "work") | {"hash": "registered", "tuned": {
+        "less": {"lr": 1e-3}, "more": {"lr": 1e-3}}}
+    (result,) = run("fake", [free], splits_of(0).train, "tiny", seeds=range(5),
+                    work=tmp_path / "run", registration=opened, say=lambda _: None)
+    assert result.registration == "registered"
+    assert result.settings["tuned"] == opened["tuned"]
+    assert not list((tmp_path / "run").glob("tuning*"))
+    assert result_of(tmp_path / "free", free).registration == ""
+
+
+def test_kept_work_is_of_all_code_that_decides_and_of_no_other(tmp_path, monkeypatch):
+    from alignkit.claims import results
+
+    files = {"claims/__init__.py": "", "claims/a.py": "from alignkit.parts import x\n",
+             "claims/b.py": "", "claims/work.py": "from .runs import y\n", "claims/runs.py": "",
+             "parts/__init__.py": "from .x import z\n", "parts/x.py": "z = 1\n", "cli.py": ""}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(results, "PACKAGE", tmp_path)
+    first = values_hash("a")
+    for name in ("cli.py", "claims/b.py"):
+        (tmp_path / name).write_text("changed = 1\n")
+        assert values_hash("a") == first
+    (tmp_path / "parts/x.py").write_text('"""Words."""\nz = 1  # more words\n')
+    assert values_hash("a") == first
+    for name in ("claims/runs.py", "parts/x.py", "claims/a.py"):
+        before_it = values_hash("a")
+        (tmp_path / name).write_text(files[name] + "changed = 1\n")
+        assert values_hash("a") != before_it
