@@ -37,6 +37,15 @@ def test_the_losses_of_a_contest_are_one_loss(name):
         assert torch.allclose(found, right, rtol=1e-3, atol=1e-3 * right.abs().max().item())
 
 
+@pytest.mark.parametrize("name", ["loop", "loop-wide"])
+def test_fit_and_the_loop_by_hand_are_one_training(name):
+    """The same weights to rounding; without clipping and rates they are others."""
+    ours, same, other = (list(make(12)().parameters())
+                         for make in CONTESTS[name].contestants.values())
+    for a, b, c in zip(ours, same, other, strict=True):
+        assert (a - b).abs().mean() < 1e-7 < 1e-4 < (a - c).abs().mean()
+
+
 def test_peak_memory_is_seen(monkeypatch):
     def make(n):
         return lambda: torch.ones(n, 2**18).sum()  # n MB that are given back

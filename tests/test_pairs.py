@@ -120,6 +120,8 @@ WRONG = {
               ValueError, "'new' has 4 rows"),
     "column": (lambda: every_kind()["smell"], KeyError, "no column 'smell'"),
     "mask": (lambda: every_kind().select(torch.ones(3).bool()), ValueError, "3 rows"),
+    "row": (lambda: every_kind(8).select([0, 8]), IndexError, "from 0 to 8, the pairs 8"),
+    "row before": (lambda: every_kind(8).select([-9]), IndexError, "from -9 to -9"),
     "presence": (lambda: every_kind().with_present("text", torch.ones(3).bool()),
                  ValueError, "mask has shape"),
     "fractions": (lambda: every_kind().split(0, (0.5, 0.5, 0.5)),

@@ -116,6 +116,17 @@ def test_info_nce_without_positives_is_one_right_answer_a_row():
     assert relative(info_nce(a, b, 9.0), info_nce(a, b, 9.0, torch.eye(6).bool())) < 1e-12
 
 
+@pytest.mark.parametrize("n", [5, 37, 128, 300])
+def test_without_positives_the_gradient_has_the_same_bits(n):
+    """Published weights rest on it: `DualEncoder` gives the matrix only where rows share
+    an item."""
+    a, b = (rows(n, 16, seed).float().requires_grad_() for seed in (0, 1))
+    scale = torch.tensor(20.0, requires_grad=True)
+    short, long = (torch.autograd.grad(info_nce(a, b, scale, positives), (a, b, scale))
+                   for positives in (None, torch.eye(n) > 0))
+    assert all(map(torch.equal, short, long))
+
+
 def test_info_nce_does_not_see_the_order():
     item, order = torch.tensor([0, 1, 0, 2, 1]), torch.tensor([3, 0, 4, 2, 1])
     a, b = rows(5, 4), rows(5, 4, seed=1)

@@ -45,6 +45,8 @@ def test_seeds_are_stable():
     generator = seed_all(0)
     drawn = torch.rand(2), torch.rand(2, generator=generator)
     assert torch.equal(*drawn)
+    torch.manual_seed(seed_of(0))  # however it is seeded, what torch draws is torch's
+    assert torch.equal(torch.rand(2), drawn[0])
     seed_all(1)
     assert not torch.equal(torch.rand(2), drawn[0])
 

@@ -33,7 +33,7 @@ def bench(names: list[str], *, rounds: int = ROUNDS, size: int | None = None,
         names: of `CONTESTS`.
         rounds: at least 1; 7 or more for figures that are shown to others.
         size: of each contest in its own unit; None: the size that is published.
-        threads: of each process.
+        threads: of each process, where a contest does not fix them.
     Raises:
         ValueError: an unknown contest, or no rounds.
         RuntimeError: a contestant stopped; its last lines are told.
@@ -52,7 +52,7 @@ def bench(names: list[str], *, rounds: int = ROUNDS, size: int | None = None,
         for turn in tqdm(range(rounds), desc=f"{name}, size {n}"):
             # The order turns, so that a slow minute of the machine hits all alike.
             for contestant in present[turn % len(present):] + present[:turn % len(present)]:
-                seen[contestant].append(_child(name, contestant, n, threads))
+                seen[contestant].append(_child(name, contestant, n, contest.threads or threads))
         found["contests"][name] = {"what": contest.what.format(n=n), "size": n,
                                    "missing": missing, "rows": _rows(seen)}
     return found

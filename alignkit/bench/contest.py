@@ -12,13 +12,15 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @dataclass(frozen=True)
 class Contest:
     """what: one line, with {n} for the size. size, warm: published, and to warm up.
-    contestants: name -> size -> work. needs: contestant -> package, where it is a peer's."""
+    contestants: name -> size -> work. needs: contestant -> package, where it is a peer's.
+    threads: where the contest is about one number of them."""
 
     what: str
     size: int
     warm: int
     contestants: dict[str, Callable[[int], Callable]]
     needs: dict[str, str] = field(default_factory=dict)
+    threads: int | None = None
 
 
 def seeded(*shape: int) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from alignkit.data import shard_files, storage
 from alignkit.data.columns import (
-    Column, Lazy, Tokens, check_column, digest, length, made_of, parent, shape_of,
-    take, whole_numbers,
+    Column, Lazy, Tokens, check_column, digest, length, made_of, parent, row_numbers,
+    shape_of, take, whole_numbers,
 )  # fmt: skip
 from alignkit.data.tables import Table, open_picture, read_folder, read_table
 
@@ -166,12 +166,12 @@ class Pairs:
         return self.columns[column]
 
     def select(self, rows: Sequence[int] | Tensor) -> "Pairs":
-        """The rows `rows` (indices, or a bool mask [n]), in that order."""
-        rows = torch.as_tensor(rows, dtype=None if len(rows) else torch.long)
-        if rows.dtype == torch.bool:
-            if len(rows) != len(self):
-                raise ValueError(f"mask has {len(rows)} rows, the pairs {len(self)}")
-            rows = rows.nonzero()[:, 0]
+        """The rows `rows` (indices, or a bool mask [n]), in that order.
+
+        Raises ValueError for a mask of another length, IndexError for a row that is not
+        there (−1 is the last one).
+        """
+        rows = row_numbers(rows, len(self))
         return replace(
             self,
             columns={name: take(column, rows) for name, column in self.columns.items()},

@@ -20,7 +20,10 @@ def seed_of(*parts: object) -> int:
 def seed_all(*parts: object) -> torch.Generator:
     """Seed torch, numpy and random from `parts`; a CPU generator of the same seed."""
     seed = seed_of(*parts)
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # the same without notes for devices that are not there, a quarter of a step
+        torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
     return torch.Generator().manual_seed(seed)
