@@ -35,18 +35,15 @@ BUDGET = {
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0 if it went well, 1 with one clear line if not."""
     args = _parser().parse_args(argv)
-    from alignkit.versions import mismatch
-
-    if args.command != "doctor" and (found := mismatch()):
-        print(found, file=sys.stderr)
-        return 1
     try:
         done = globals()[f"_{args.command}"](args)
         return done if isinstance(done, int) else 0
     except BrokenPipeError:  # `alignkit list | head`
         return 0
     except (ImportError, ValueError, OSError, RuntimeError) as error:
-        print(f"alignkit {args.command}: {error}", file=sys.stderr)
+        from alignkit.versions import explain
+
+        print(f"alignkit {args.command}: {explain(error) or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)

@@ -1,17 +1,22 @@
-"""Do torch, torchvision and torchaudio belong together?
+"""Packages that are built for one release of torch: which of them does not work here?
 
-The three are built against one another: a torchvision or torchaudio of another
-torch release stops at import with a message about missing operators. This module
-names the cause instead. It imports nothing of alignkit, and nothing heavy unless
-the version numbers look wrong.
+torchvision and torchaudio stop at their import beside a torch of another build, with a
+message about missing operators or CUDA versions. Importing them decides, since no rule on
+version numbers has lasted; this module then names the package and the command that mends
+it. It imports nothing of alignkit, and nothing heavy before it is asked.
 """
 
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from textwrap import shorten
 
-# torchvision 0.(N + 15) is built for torch 2.N; torchaudio carries torch's number.
-VISION_OFFSET = 15
-# torchaudio has had no release after 2.11, so a newer torch has no partner.
+BUILT_TOGETHER = ("torch", "torchvision", "torchaudio")
+# torchaudio carries torch's number, and has had no release after 2.11.
 LAST_AUDIO = 11
 
 
@@ -23,59 +28,57 @@ def installed(name: str) -> str | None:
         return None
 
 
-def loads(name: str) -> bool:
-    """Whether the package can be imported here (the last word on a mismatch)."""
+@cache  # an import that failed fails in other words the second time
+def problem(name: str) -> str | None:
+    """One sentence on why `name` cannot be imported, with the command that mends it.
+
+    None means that it can. For the packages of `BUILT_TOGETHER`.
+    """
+    number = installed(name)
+    if number is None:
+        return f"{name} is not installed; install it with: {command(name)}"
     try:
         import_module(name)
-    except Exception:  # a wrong build fails with OSError, RuntimeError, ImportError …
-        return False
-    return True
+    except Exception as error:  # a wrong build: OSError, RuntimeError, ImportError …
+        beside = "" if name == "torch" else f" beside torch {installed('torch')}"
+        words = shorten(f"{type(error).__name__}: {error}", 160, placeholder=" …")
+        return (f"{name} {number} cannot be imported{beside} ({words}); "
+                f"mend it with: {command(name)}")
+    return None
 
 
-def _minor(number: str) -> int:
-    return int(number.split("+")[0].split(".")[1])
+def explain(error: BaseException) -> str | None:
+    """`problem` of the package that `error` comes from, however deep inside another's.
 
-
-def _build(number: str) -> str:
-    """The build after the plus sign: 'cu128', 'cpu', or '' where it is not given."""
-    return number.partition("+")[2]
-
-
-def _partners(torch: str, vision: str, audio: str) -> list[str]:
-    """Names whose version number or build is not the one made for this torch."""
-    expected = {
-        "torchvision": (vision, "0", _minor(torch) + VISION_OFFSET),
-        "torchaudio": (audio, "2", _minor(torch)),
-    }
-    wrong = []
-    for name, (found, major, minor) in expected.items():
-        same_release = found.split(".")[0] == major and _minor(found) == minor
-        if not same_release or _build(found) != _build(torch):
-            wrong.append(name)
-    return wrong
-
-
-def mismatch() -> str | None:
-    """One sentence naming versions that do not fit and the pip command that mends it.
-
-    None means that all three are installed and fit. Numbers that look wrong are
-    forgiven where the package imports all the same.
+    None where the error has nothing to do with `BUILT_TOGETHER`, or they all work.
     """
-    found = {name: installed(name) for name in ("torch", "torchvision", "torchaudio")}
-    missing = [name for name, number in found.items() if number is None]
-    if missing:
-        wrong, what = missing, f"{' and '.join(missing)} not installed"
-    else:
-        wrong = [name for name in _partners(*found.values()) if not loads(name)]
-        what = "that are not builds of one release"
-    if not wrong:
-        return None
-    torch = found["torch"] or f"2.{LAST_AUDIO}.0"
-    minor = min(_minor(torch), LAST_AUDIO)
-    have = ", ".join(f"{name} {number}" for name, number in found.items() if number)
-    return (
-        f"torchvision and torchaudio import only beside the torch that they were "
-        f"built for, and here are {have or 'none of the three'}: {what}; mend it with: "
-        f'pip install "torch==2.{minor}.*" "torchvision==0.{minor + VISION_OFFSET}.*" '
-        f'"torchaudio==2.{minor}.*"'
-    )
+    told = "".join(traceback.format_exception(error))
+    found = (problem(name) for name in BUILT_TOGETHER if name in told)
+    return next(filter(None, found), None)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Around imports of timm and transformers: ImportError with `explain`'s sentence.
+
+    transformers imports any torchaudio that is there, to no use of ours; one that does not
+    work is hidden from it, so that texts and pictures do not stop as well.
+    """
+    if installed("torchaudio") and problem("torchaudio"):
+        sys.modules["torchaudio"] = None  # looks as if it were not installed
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError) as error:
+        if found := explain(error):
+            raise ImportError(found) from error
+        raise
+
+
+def command(name: str) -> str:
+    """What mends or installs `name` and keeps this torch where that is possible."""
+    torch = (installed("torch") or "").partition("+")[0]
+    wanted = {"torch": "torch torchvision", "torchvision": f'"torch=={torch}" torchvision'}
+    minor = min(int(torch.split(".")[1]), LAST_AUDIO) if torch else LAST_AUDIO
+    wanted["torchaudio"] = f'"torch==2.{minor}.*" torchvision "torchaudio==2.{minor}.*"'
+    install = f"pip install {wanted[name] if torch else wanted['torch']}"
+    return install if installed(name) is None else f"pip uninstall -y {name} && {install}"

@@ -1,5 +1,5 @@
 """Colab keeps its torch: the install command of every notebook's set-up cell, where the
-oldest torch we take is installed while a newer one is to be had.
+oldest torch we take, or a newer build, is installed while a newer one is to be had.
 
 pip itself resolves (`--dry-run`); the checkout stands for the address in the command,
 as a wheel of its metadata alone. Nothing is fetched: the only packages to be had are
@@ -25,11 +25,18 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*/[0-9]*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 ADDRESS = "git+https://github.com/alignkit/alignkit"
-# As Colab builds them, at our lower bounds; each fits its torch alone.
-COLABS = {
+# As Colab builds them; torchvision fits its torch alone. The oldest stand at our lower
+# bounds; torchaudio ended with 2.11, so that the newest have none or one that does not fit.
+OLDEST = {
     "torch": "2.6.0+cu124",
     "torchvision": "0.21.0+cu124",
     "torchaudio": "2.6.0+cu124",
+}
+NEWEST = {"torch": "2.15.0+cu132", "torchvision": "0.29.2+cu132"}
+MACHINES = {
+    "oldest": OLDEST,
+    "newest": NEWEST,
+    "newest, old torchaudio": NEWEST | {"torchaudio": "2.11.0+cu130"},
 }
 NEWER = {"torch": "99.0", "torchvision": "99.0", "torchaudio": "99.0"}
 
@@ -67,8 +74,9 @@ def metadata(name: str, number: str, needs: list[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def own_needs(torch: str) -> list[str]:
-    return [f"torch=={torch.partition('+')[0]}"]
+def own_needs(name: str, torch: str) -> list[str]:
+    """What the package asks of torch: its own release, as torchvision does."""
+    return [f"torch=={torch.partition('+')[0]}"] if name == "torchvision" else []
 
 
 def installed(folder: Path, packages: dict[str, str]) -> None:
@@ -76,7 +84,7 @@ def installed(folder: Path, packages: dict[str, str]) -> None:
     for name, number in packages.items():
         info = folder / f"{name}-{number}.dist-info"
         info.mkdir(parents=True)
-        needs = [] if name == "torch" else own_needs(packages["torch"])
+        needs = own_needs(name, packages["torch"])
         (info / "METADATA").write_text(metadata(name, number, needs))
         (info / "RECORD").write_text("")
         (info / "INSTALLER").write_text("pip\n")
@@ -105,17 +113,12 @@ def would_change(
     folder: Path,
     command: list[str],
     dependencies: list[str] | None = None,
-    colabs: dict[str, str] = COLABS,
+    colabs: dict[str, str] = OLDEST,
 ) -> dict[str, str]:
     """Package -> version that the command would install on such a machine."""
     installed(folder / "site", colabs)
     for name, number in NEWER.items():
-        wheel(
-            folder / "offer",
-            name,
-            number,
-            [] if name == "torch" else own_needs(NEWER["torch"]),
-        )
+        wheel(folder / "offer", name, number, own_needs(name, NEWER["torch"]))
     needs = list(PROJECT["dependencies"] if dependencies is None else dependencies)
     extras = PROJECT["optional-dependencies"]
     for extra, lines in extras.items():
@@ -164,9 +167,11 @@ def test_all_notebooks_install_in_one_way():
         ]
 
 
-def test_a_colab_keeps_its_torch(tmp_path):
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_colab_keeps_its_torch(tmp_path, machine):
     command = next(iter(COMMANDS.values()))
-    assert would_change(tmp_path, command) == {"alignkit": PROJECT["version"]}
+    found = would_change(tmp_path, command, colabs=MACHINES[machine])
+    assert found == {"alignkit": PROJECT["version"]}
 
 
 def test_the_lower_bounds_are_those_of_the_machine_above():
@@ -175,19 +180,27 @@ def test_the_lower_bounds_are_those_of_the_machine_above():
         for line in PROJECT["dependencies"]
         if line.startswith("torch")
     )
-    assert {name: number.rsplit(".", 1)[0] for name, number in COLABS.items()} == bounds
+    assert {name: OLDEST[name].rsplit(".", 1)[0] for name in bounds} == bounds
+    assert set(bounds) == {"torch", "torchvision"}
 
 
-@pytest.mark.parametrize("change", ["a newer bound", "an upgrade", "an older machine"])
+@pytest.mark.parametrize(
+    "change", ["a newer bound", "an upper bound", "an upgrade", "an older machine"]
+)
 def test_the_check_sees_a_torch_that_would_change(tmp_path, change):
-    command, colabs = next(iter(COMMANDS.values())), COLABS
+    command, colabs = next(iter(COMMANDS.values())), OLDEST
     dependencies = list(PROJECT["dependencies"])
     if change == "a newer bound":
         dependencies.append("torchvision>=0.22")
+    elif change == "an upper bound":
+        dependencies.append("torch<2.12")
+        colabs = NEWEST
+        wheel(tmp_path / "offer", "torch", "2.11.0", [])
+        wheel(tmp_path / "offer", "torchvision", "0.26.0", ["torch==2.11.0"])
     elif change == "an upgrade":
         command = [*command, "--upgrade", *NEWER]
     else:
-        colabs = COLABS | {"torchaudio": "2.5.1+cu124"}
+        colabs = OLDEST | {"torchvision": "0.20.1+cu124"}
     found = would_change(tmp_path, command, dependencies, colabs)
     assert set(NEWER) & set(found), found
 

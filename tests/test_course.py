@@ -11,54 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignkit import versions
 from alignkit.course import frontend, plots, widgets
 from alignkit.course.notebook import build, execute, read, run_cells, script, student
 from alignkit.course.old_template import OPTIONAL, PROSE, SECTIONS, check_template
-
-# versions --------------------------------------------------------------------------
-
-
-def _machine(monkeypatch, torch, vision, audio, works=()):
-    numbers = {"torch": torch, "torchvision": vision, "torchaudio": audio}
-    monkeypatch.setattr(versions, "installed", numbers.get)
-    monkeypatch.setattr(versions, "loads", lambda name: name in works)
-
-
-def test_versions_that_fit(monkeypatch):
-    _machine(monkeypatch, "2.11.0", "0.26.0", "2.11.0")
-    assert versions.mismatch() is None
-    _machine(monkeypatch, "2.6.0+cu124", "0.21.0+cu124", "2.6.0+cu124")
-    assert versions.mismatch() is None
-    assert versions.installed("no-such-package") is None
-
-
-@pytest.mark.parametrize(
-    ("numbers", "command"),
-    [
-        (("2.13.0", "0.28.0", "2.11.0"), '"torch==2.11.*" "torchvision==0.26.*"'),
-        (("2.9.1", "0.26.0", "2.9.1"), '"torchvision==0.24.*" "torchaudio==2.9.*"'),
-        (("2.9.1+cpu", "0.24.1+cu128", "2.9.1+cpu"), '"torchvision==0.24.*"'),
-        (("2.9.1", "0.24.1", None), '"torchaudio==2.9.*"'),
-        ((None, None, None), '"torch==2.11.*"'),
-    ],
-)
-def test_versions_that_do_not_fit(monkeypatch, numbers, command):
-    _machine(monkeypatch, *numbers)
-    sentence = versions.mismatch()
-    assert "pip install" in sentence and command in sentence
-    assert "\n" not in sentence
-    assert all(number in sentence for number in numbers if number)
-
-
-def test_wrong_numbers_that_import_are_forgiven(monkeypatch):
-    _machine(monkeypatch, "2.9.1", "0.26.0", "2.9.1", works=("torchvision",))
-    assert versions.mismatch() is None
-
-
-def test_this_machine_fits():
-    assert versions.mismatch() is None
-
 
 # frontend, figures, widgets --------------------------------------------------------
 

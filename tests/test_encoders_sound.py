@@ -6,6 +6,7 @@ from test_encoders import cosines
 from test_encoders_more import sound, whisper_mel
 
 from alignkit.encoders import load
+from alignkit.encoders.sound import resample
 
 
 def test_hf_sound_models_from_a_folder(tmp_path):
@@ -136,3 +137,31 @@ def test_torchaudio_bundle_equals_hugging_face(monkeypatch):
                                atol=1e-3, rtol=1e-3)
     with pytest.raises(ValueError, match="torchaudio:CLAP: .*WAV2VEC2_BASE"):
         load("torchaudio:CLAP")
+
+
+@pytest.mark.parametrize("source", [8_000, 22_050, 44_100, 48_000])
+def test_resampling_keeps_what_16_khz_can_hold(source):
+    """A tone at the new rate is the same tone; above the new Nyquist frequency is silence."""
+    def tone(hertz, rate):
+        return torch.sin(2 * torch.pi * hertz * torch.arange(rate + 7).double() / rate).float()
+
+    found = resample(tone(1_234, source), source, 16_000)
+    assert found.dtype == torch.float32
+    assert len(found) == -(-(source + 7) * 16_000 // source)
+    middle = slice(200, -200)  # away from the ends, beyond which there is silence
+    expected = tone(1_234, 16_000)[:len(found)][middle]
+    torch.testing.assert_close(found[middle][:len(expected)], expected, atol=1e-5, rtol=0)
+    if source > 16_000:
+        assert resample(tone(9_000, source), source, 16_000)[middle].abs().max() < 1e-5
+
+
+def test_resampling_equals_torchaudio_of_librosas_best():
+    """Whose kernel is computed in float32: hence the tolerance, -80 dB."""
+    from torchaudio.functional import resample as of_torchaudio
+
+    wave = torch.randn(22_057, generator=torch.Generator().manual_seed(0))
+    expected = of_torchaudio(wave, 22_050, 16_000, resampling_method="sinc_interp_kaiser",
+                             lowpass_filter_width=64, rolloff=0.9475937167399596,
+                             beta=14.769656459379492)
+    found = resample(wave, 22_050, 16_000)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

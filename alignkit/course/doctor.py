@@ -4,7 +4,7 @@ import platform
 from importlib.metadata import requires
 
 from alignkit.data.fetch import cache_dir, manifest, state
-from alignkit.versions import installed, mismatch
+from alignkit.versions import command, installed, problem
 
 INSTALL = 'pip install -e ".[course]" -c constraints.txt'
 
@@ -23,9 +23,12 @@ def doctor() -> int:
                                                 for n, v in have.items()))
         if part != "test" and None in have.values():
             mend.append(INSTALL)
-    if found := mismatch():
-        print(found)
-        mend.append(found.split("mend it with: ")[-1])
+    for name in ("torch", "torchvision"):
+        if found := problem(name):
+            print(found)
+            mend.append(command(name))
+    if installed("torchaudio") and (found := problem("torchaudio")):
+        print(f"optional, for the encoders torchaudio:… alone: {found}")
 
     print(f"cache: {cache_dir()}")
     optional = {name for name, entry in manifest().items() if entry.get("optional")}

@@ -16,7 +16,6 @@ HARMLESS = (
     ".*'pin_memory' argument is set as true but.*",  # a loader on a machine without GPU
     ".*Failed to load image Python extension.*",  # torchvision's optional codecs
     r".*Glyph \d+ .* missing from.*",  # a caption in a script that the font lacks
-    ".*torchaudio.*deprecated.*",
     ".*resource_tracker: There appear to be.*",
 )
 
@@ -30,13 +29,9 @@ def setup(seed: int = 0, threads: int = 1) -> None:
 
     Raises:
         ValueError: threads below 1.
-        RuntimeError: torch, torchvision and torchaudio do not fit one another.
     """
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    problem = versions.mismatch()
-    if problem:
-        raise RuntimeError(problem)
     _quiet()
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes started from here
     import numpy as np
@@ -54,7 +49,7 @@ def environment(threads: int) -> str:
     """One line: versions, threads, device."""
     import torch
 
-    names = ("alignkit", "torch", "torchvision", "torchaudio", "numpy")
+    names = ("alignkit", "torch", "torchvision", "numpy")
     numbers = [f"{name} {versions.installed(name)}" for name in names]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     count = "1 thread" if threads == 1 else f"{threads} threads"

@@ -15,6 +15,7 @@ from alignkit.encoders.encoder import (
     seeded,
 )
 from alignkit.encoders.sound import to_waves, together
+from alignkit.versions import problem
 
 
 def torchaudio_bundle(name: str, seed: int | None = None) -> Encoder:
@@ -23,8 +24,12 @@ def torchaudio_bundle(name: str, seed: int | None = None) -> Encoder:
     A token is 20 ms of sound, features are means over the tokens. Sounds go through
     the model one at a time, so that none is padded for another. Pretrained weights come
     from torchaudio's server. With a seed: random weights of the same configuration.
-    Raises ValueError for a name that torchaudio does not know.
+    Raises ImportError with the mending command where torchaudio is missing or does not
+    work beside this torch (nothing else needs it), ValueError for a name that it does not
+    know.
     """
+    if found := problem("torchaudio"):
+        raise ImportError(found)
     from torchaudio import models, pipelines
 
     bundle = getattr(pipelines, name, None)
@@ -57,6 +62,6 @@ def torchaudio_bundle(name: str, seed: int | None = None) -> Encoder:
         modality="sound",
         widths={k: output.pooled.shape[1] for k, output in enumerate(probe)},
         weights_hash=hash_weights(model),
-        preprocessing=f"{rate} Hz; 1",
+        preprocessing=f"{rate} Hz; 2",
         build=lambda: run,
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.data.columns import Tokens
-from alignkit.versions import mismatch
+from alignkit.versions import explained
 
 
 class Output(NamedTuple):
@@ -53,16 +53,12 @@ class Encoder:
     def start(self) -> None:
         """Read the weights now rather than at the first call.
 
-        Raises ImportError in one sentence if torch, torchvision and torchaudio are not
-        builds of one release: their own message would name missing operators.
+        Raises ImportError in one sentence if torchvision does not work beside this torch:
+        its own message would name a missing operator.
         """
         if self._run is None:
-            try:
+            with explained():
                 self._run = self.build()
-            except (ImportError, OSError, RuntimeError) as error:
-                if found := mismatch():
-                    raise ImportError(found) from error
-                raise
 
     def outputs(
         self, inputs: list, layers: Sequence[int] = (-1,), tokens: bool = False

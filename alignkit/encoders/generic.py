@@ -18,6 +18,7 @@ from alignkit.encoders.encoder import (
 from alignkit.encoders.image import to_rgb
 from alignkit.encoders.sound import to_waves, together
 from alignkit.encoders.text import check_texts
+from alignkit.versions import explained
 
 MAX_TOKENS = 512
 # What transformers calls the tower of a modality, and what gives its common space.
@@ -26,6 +27,7 @@ POOLS = {"image": "get_image_features", "sound": "get_audio_features",
          "text": "get_text_features"}
 
 
+@explained()
 def hugging_face(source: str, seed: int | None = None) -> Encoder:
     """A model of text, pictures or sound by id or folder, through AutoModel
     (safetensors only).
@@ -220,7 +222,7 @@ def _sounds(source: str, config):
         waves = [wave[:longest].numpy() for wave in to_waves(sounds, rate)]
         return extractor(waves, sampling_rate=rate, return_tensors="pt", **mask)
 
-    return prepare, extractor.to_json_string()
+    return prepare, f"{extractor.to_json_string()}; 2"
 
 
 def _second():

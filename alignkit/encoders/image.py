@@ -18,6 +18,7 @@ from alignkit.encoders.encoder import (
     random_hash,
     seeded,
 )
+from alignkit.versions import explained
 
 
 def efficientnet_lite0(seed: int | None = None) -> Encoder:
@@ -79,6 +80,7 @@ def _packaged(
     )
 
 
+@explained()
 def timm_model(model_name: str, seed: int | None = None) -> Encoder:
     """Any timm model: pretrained (from timm's hub), or random weights with a seed.
 

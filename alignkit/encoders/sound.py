@@ -1,6 +1,7 @@
 """Sound as it reaches the encoders: (waveform [t], rate in Hz) checked and made 16 kHz;
 and the joining of windows back into sounds."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,10 +12,9 @@ from alignkit.data.columns import Tokens
 from alignkit.encoders.encoder import Output, masked_mean
 
 RATE = 16_000  # Hz
-# librosa's "kaiser_best" in torchaudio's words: its own default is so short a filter
-# that it takes from the highest bands of a mel spectrogram.
-KAISER = {"resampling_method": "sinc_interp_kaiser", "lowpass_filter_width": 64,
-          "rolloff": 0.9475937167399596, "beta": 14.769656459379492}
+# The filter of librosa's "kaiser_best": shorter ones, such as scipy's default, take from
+# the highest bands of a mel spectrogram.
+ZEROS, ROLLOFF, BETA = 64, 0.9475937167399596, 14.769656459379492
 
 
 def to_waves(sounds: list, rate: int = RATE) -> list[Tensor]:
@@ -23,8 +23,6 @@ def to_waves(sounds: list, rate: int = RATE) -> list[Tensor]:
     Raises TypeError for what is no such pair, ValueError for a sound that is empty, not
     finite, or of more than one channel.
     """
-    from torchaudio.functional import resample
-
     waves = []
     for sound in sounds:
         if not isinstance(sound, tuple) or len(sound) != 2:
@@ -36,9 +34,28 @@ def to_waves(sounds: list, rate: int = RATE) -> list[Tensor]:
             raise ValueError("a waveform must be finite samples [t], one channel, got "
                              f"{tuple(wave.shape)}; average the channels first")
         if sound[1] != rate:
-            wave = resample(wave, int(sound[1]), rate, **KAISER)
+            wave = resample(wave, int(sound[1]), rate)
         waves.append(wave)
     return waves
+
+
+def resample(wave: Tensor, source: int, target: int) -> Tensor:
+    """A waveform [t] at `source` Hz -> [⌈t · target / source⌉] at `target` Hz.
+
+    The filter is a sinc of `ZEROS` zero crossings a side under a Kaiser window, cut off at
+    `ROLLOFF` of the lower of both Nyquist frequencies.
+    """
+    from scipy.signal import resample_poly
+
+    shared = math.gcd(source, target)
+    up, down = target // shared, source // shared
+    step = ROLLOFF / max(up, down)  # of the filter, in zero crossings
+    reach = int(ZEROS / step)
+    place = np.arange(-reach, reach + 1) * step
+    window = np.i0(BETA * np.sqrt(1 - (place / ZEROS) ** 2)) / np.i0(BETA)
+    kernel = np.sinc(place) * window * step  # resample_poly multiplies by `up`
+    out = resample_poly(wave.double().numpy(), up, down, window=kernel)
+    return torch.from_numpy(out).float()
 
 
 def join(rows: Tensor, counts: list[int]) -> Output:

@@ -76,7 +76,7 @@ def whisper_tiny_en(seed: int | None = None) -> Encoder:
         widths=dict.fromkeys(range(LAYERS + 1), WIDTH),
         weights_hash=manifest()["whisper-tiny.en"]["files"]["model.bin"]
         if seed is None else random_hash(seed, "transformers"),
-        preprocessing=f"16 kHz, log-mel 80, windows of {WINDOW} s, masked mean; 1",
+        preprocessing=f"16 kHz, log-mel 80, windows of {WINDOW} s, masked mean; 2",
         build=build,
     )
 

@@ -60,7 +60,7 @@ def yamnet(seed: int | None = None) -> Encoder:
         widths=dict(enumerate(WIDTHS)),
         weights_hash=manifest()["yamnet"]["files"]["model.data"]
         if seed is None else random_hash(seed, "torch"),
-        preprocessing="16 kHz, log-mel 64, patches of 0.96 s every 0.48 s; 1",
+        preprocessing="16 kHz, log-mel 64, patches of 0.96 s every 0.48 s; 2",
         build=build,
     )
 
