@@ -68,6 +68,8 @@ def hugging_face(source: str, seed: int | None = None) -> Encoder:
         mask = batch.get("attention_mask")
         if _sees_padding(config):
             batch.pop("attention_mask", None)
+        if tower:  # a tokenizer may count segments, a tower of texts knows none
+            batch.pop("token_type_ids", None)
         found = core(**batch, output_hidden_states=True)
         # The last state is taken after the final norm, where the model has one.
         states = [*found.hidden_states[:-1], found.last_hidden_state]
