@@ -98,6 +98,7 @@ def test_the_folder_of_another_run_is_refused(tmp_path, name):
         fit(method, rows, **{"budget": budget, **change}, folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_with_the_same_bits(tmp_path):
     """SIGKILL: no handler runs, nothing is flushed; half of them in a checkpoint's write."""
     whole_folder, killed_folder = tmp_path / "whole", tmp_path / "killed"
@@ -144,6 +145,7 @@ def run_script(*arguments, launch=()) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_equal_weights(tmp_path):
     run_script("joined", tmp_path, launch=[
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])

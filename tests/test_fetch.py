@@ -145,6 +145,7 @@ def test_rehash_sees_damage_that_kept_size_and_time(server, monkeypatch):
     assert fetch.state()[0][1] == "broken"  # and it is not forgotten
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_download_once(server):
     entry = svg_entry(server)
     program = (

@@ -141,6 +141,7 @@ def test_imports_load_nothing_heavy(modules):
     assert "alignkit" in loaded and not set(HEAVY) & set(loaded)
 
 
+@pytest.mark.slow
 def test_importing_alignkit_costs_nothing_beside_torch():
     timed = ("import time, torch; start = time.perf_counter(); import alignkit; "
              "print(time.perf_counter() - start)")

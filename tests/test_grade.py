@@ -60,6 +60,7 @@ def states(marks) -> dict[str, str]:
     return {mark.exercise: mark.state for mark in marks}
 
 
+@pytest.mark.slow
 def test_a_loop_and_a_crash_do_not_cost_the_other_marks(tmp_path):
     path = notebook(
         tmp_path / "01-shared-space.ipynb",
@@ -140,6 +141,7 @@ def test_a_broken_set_up_is_said(tmp_path):
     assert "set-up cell stopped with ModuleNotFoundError" in marks[0].message
 
 
+@pytest.mark.slow
 def test_a_real_notebook_its_solutions_and_its_stubs(tmp_path, capsys):
     """Through the command: a folder's table, its JSON, and the exit codes."""
     solved = read(FIRST)

@@ -257,6 +257,7 @@ def test_cached_gradients_say_what_is_wrong():
 
 
 # Several processes ----------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_agree_with_one(world, tmp_path):
     trained(chunk=0, path=tmp_path / "alone.safetensors")

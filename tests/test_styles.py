@@ -118,6 +118,7 @@ def test_no_thing_stands_on_both_sides_of_a_split(every, seed):
     assert not sides[1] & sides[2] and min(map(len, sides)) > 100
 
 
+@pytest.mark.slow
 def test_no_near_duplicate_is_missed(every):
     """Drawings of the three styles that differ by less than 0.05 at 32 px are in one
     group, whatever their style; faces, whose expression is the difference, are left

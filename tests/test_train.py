@@ -132,6 +132,7 @@ def test_the_folder_of_another_run_is_refused(tmp_path, capsys):
     assert (tmp_path / "train.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_to_the_same_bits(tmp_path):
     command = [*TINY, "--steps", "200", "--save-every", "20", "--out"]
     folder = tmp_path / "killed"
@@ -154,6 +155,7 @@ def test_a_killed_command_goes_on_to_the_same_bits(tmp_path):
 
 
 # Several processes --------------------------------------------------------------------
+@pytest.mark.slow
 def test_notebook_launcher_trains_in_two_processes(tmp_path):
     """The documented call; DDP ends where one process does, and one process speaks."""
     with socket.socket() as free:
@@ -182,6 +184,7 @@ def several(tmp_path_factory):
     return folder, [torch.load(folder / f"end-{rank}.pt") for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["DDP", "chunk", "bf16", "FSDP2", "FSDP2 last",
                                   "FSDP2 bf16"])
 def test_two_processes_end_where_one_does(several, kind):
@@ -197,6 +200,7 @@ def test_two_processes_end_where_one_does(several, kind):
         assert torch.allclose(first["weights"][name], weight, atol=within), name
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_shards_in_copies_and_alone(several):
     folder = several[0] / "relay"
     tensors, facts = checkpoint.newest(folder)
