@@ -13,7 +13,7 @@ from needs import examples
 from PIL import Image
 
 from alignkit.data import Pairs
-from alignkit.data.tables import open_picture
+from alignkit.data.pictures import open_picture
 
 HEAD = "image,caption\n"
 

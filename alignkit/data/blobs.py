@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from alignkit.data.tables import open_picture
+from alignkit.data import sounds, videos
+from alignkit.data.pictures import open_picture
 
 ENDINGS = {
     "image": ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"),
@@ -57,48 +58,12 @@ def picture(blob: Blob) -> Image.Image:
 
 def sound(blob: Blob) -> tuple[Tensor, int]:
     """(waveform [t] float32, rate in Hz), channels averaged. Raises ValueError."""
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(_File(blob)) as file:
-            wave, promised = file.read(dtype="float32", always_2d=True), file.frames
-            rate = file.samplerate
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise ValueError(f"{blob.name}: not a sound: {error}") from None
-    if not len(wave):
-        raise ValueError(f"{blob.name}: a sound without samples")
-    if len(wave) < 0.9 * promised or _ends_early(blob.raw):  # 0.9: MP3s only estimate
-        raise ValueError(f"{blob.name}: a sound that is cut off")
-    return torch.from_numpy(wave.mean(1)), rate
-
-
-def _ends_early(raw: bytes) -> bool:
-    """Is it the beginning of a WAV or Ogg file? They are read without complaint."""
-    if raw[:4] == b"RIFF":  # then its size; all ones where it was not known
-        size = int.from_bytes(raw[4:8], "little")
-        return size != 2**32 - 1 and size + 8 > len(raw)
-    if raw[:4] == b"OggS":  # the last page has the flag "end of stream"
-        return not raw[raw.rfind(b"OggS"):].ljust(6)[5] & 4
-    return False
+    return sounds.decode(blob.raw, blob.name)
 
 
 def video(blob: Blob, frames: int = FRAMES) -> Tensor:
     """`frames` frames [t, h, w, 3] (uint8), evenly in time. Raises ValueError."""
-    import av  # an extra: only videos need it
-
-    try:
-        with av.open(_File(blob)) as container:
-            count = sum(packet.size > 0 for packet in container.demux(video=0))
-        at, found = torch.linspace(0, count - 1, frames).round().int().tolist(), {}
-        with av.open(_File(blob)) as container:  # again: only these are kept in memory
-            for number, frame in enumerate(container.decode(video=0)):
-                if number in at:
-                    found[number] = torch.from_numpy(frame.to_ndarray(format="rgb24"))
-    except (av.FFmpegError, IndexError, ValueError) as error:
-        raise ValueError(f"{blob.name}: not a video: {error}") from None
-    if set(at) - set(found):
-        raise ValueError(f"{blob.name}: a video that is cut off")
-    return torch.stack([found[number] for number in at])
+    return videos.decode(blob.raw, blob.name, frames)
 
 
 def points(blob: Blob) -> Tensor:

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignkit.data.columns import Lazy, Tokens
-from alignkit.data.tables import open_picture
+from alignkit.data import sounds
+from alignkit.data.pictures import open_picture, to_rgb
 
 FORMAT = 1
 
@@ -62,11 +63,11 @@ def load(folder: Path) -> tuple[dict, dict]:
 
 
 def read_sound(path: Path) -> tuple[Tensor, int]:
-    """(waveform [t] float32, rate in Hz) of a sound file, channels averaged."""
-    import soundfile
+    """(waveform [t] float32, rate in Hz) of a sound file, channels averaged.
 
-    wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    return torch.from_numpy(wave.mean(1)), rate
+    Raises ValueError for what is no sound, or one that is cut off.
+    """
+    return sounds.decode(Path(path).read_bytes(), str(path))
 
 
 def read_video(path: Path) -> Tensor:
@@ -84,12 +85,15 @@ def _lazy_files(folder: Path, name: str, column: Lazy) -> dict:
              for row, source in enumerate(column.sources)]
     for row, file in enumerate(files):
         if file and column.kind == "picture":
-            column[row].save(folder / file)
+            to_rgb(column[row]).save(folder / file)
         elif file and column.kind == "video":
             save_file({"frames": column[row].contiguous()}, folder / file)
         elif file:
-            wave, rate = column[row]
-            wavfile.write(folder / file, rate, wave.float().cpu().numpy())
+            wave, rate = sounds.as_wave(column[row])
+            if not isinstance(rate, int):
+                raise ValueError(f"{name}: row {row} has {rate} Hz, a WAV file needs a "
+                                 "whole number: resample it first")
+            wavfile.write(folder / file, rate, wave.numpy())
     return {"lazy": column.kind, "files": files}
 
 

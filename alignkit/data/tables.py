@@ -7,10 +7,10 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-MAX_PIXELS = 80_000_000
+from alignkit.data.pictures import open_picture
+
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -28,38 +28,6 @@ class _Row(NamedTuple):
     line: int
     picture: Path
     caption: str
-
-
-def open_picture(path: Path) -> Image.Image:
-    """The picture as RGB, upright; transparency is laid on white.
-
-    Raises ValueError for a file that is not a picture, is truncated or too large.
-    """
-    try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height <= MAX_PIXELS:
-                return _as_rgb(picture)
-            size = f"{picture.width} × {picture.height} pixels"
-    except FileNotFoundError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        size = str(error)
-    except Exception as error:  # Pillow's readers raise anything on damaged files
-        raise ValueError(f"{path}: not a picture that Pillow reads: {error}") from None
-    raise ValueError(f"{path} is too large ({size}): make it smaller, {MAX_PIXELS:,} "
-                     "pixels in all are read at most")
-
-
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    picture.load()
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # 16 bits a pixel; Pillow would cut, not scale
-        picture = picture.point(lambda value: value * (1 / 256)).convert("L")
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture.copy()
-    layer = picture.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB")
 
 
 def read_table(path: Path, image: str, caption: str) -> Table:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from alignkit.data.pictures import to_rgb
 from alignkit.encoders.encoder import (
     Encoder,
     Output,
@@ -15,7 +16,6 @@ from alignkit.encoders.encoder import (
     masked_mean,
     seeded,
 )
-from alignkit.encoders.image import to_rgb
 from alignkit.encoders.sound import to_waves, together
 from alignkit.encoders.text import check_texts
 from alignkit.versions import explained

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.data.fetch import asset, manifest
+from alignkit.data.pictures import to_rgb
 from alignkit.encoders.encoder import (
     Encoder,
     Output,
@@ -130,20 +131,6 @@ def to_batch(pictures: list, size: tuple[int, int], mean, std) -> Tensor:
     resized = [to_rgb(p).resize(size[::-1], Resampling.BICUBIC) for p in pictures]
     x = torch.from_numpy(np.stack([np.asarray(p) for p in resized]))
     return (x.permute(0, 3, 1, 2).float() - mean) / std
-
-
-def to_rgb(picture):
-    """A PIL picture as RGB, transparent parts white. TypeError for anything else."""
-    from PIL import Image
-
-    if not isinstance(picture, Image.Image):
-        raise TypeError("an image encoder needs PIL pictures, got "
-                        f"{type(picture).__name__}: make the column Lazy pictures")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
 
 
 def calibrate_norms(model: nn.Module, size: tuple[int, int]) -> None:

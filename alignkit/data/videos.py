@@ -1,0 +1,89 @@
+"""Videos: frames evenly in time, turned as the camera was."""
+
+import io
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ATTACHED_PICTURE = 0x400  # a cover among the video streams (FFmpeg's avformat.h)
+
+
+def decode(raw: bytes, name: str, frames: int) -> Tensor:
+    """`frames` frames [t, h, w, 3] (uint8, RGB) of a video's bytes, evenly in time.
+
+    They are taken of those that a player shows, turned and mirrored as it would.
+
+    Raises ValueError, which starts with `name`, for what is no video, is cut off or
+    changes its size on the way.
+    """
+    import av  # an extra: only videos need it
+
+    try:
+        count, is_whole = _count(raw)
+        found, shown = _pick(raw, count, frames)
+        if is_whole and 0 < shown < count:  # packets that show nothing by themselves
+            found, shown = _pick(raw, shown, frames)
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise ValueError(f"{name}: not a video: {error}") from None
+    if not is_whole or len(found) < frames:
+        raise ValueError(f"{name}: a video that is cut off")
+    if len({frame.shape for frame in found}) > 1:
+        raise ValueError(f"{name}: a video whose frames change their size")
+    return torch.from_numpy(np.stack(found))
+
+
+def _count(raw: bytes) -> tuple[int, bool]:
+    """(packets that show a frame, as far as can be told; are all here that the header
+    speaks of?). Nothing is decoded."""
+    import av
+
+    count = packets = 0
+    first, last = [], []
+    with av.open(io.BytesIO(raw)) as container:
+        film = _film(container)
+        for packet in container.demux():
+            if packet.pts is not None:
+                first.append(packet.pts * packet.time_base)
+                last.append((packet.pts + (packet.duration or 0)) * packet.time_base)
+            if packet.stream.index == film.index and packet.size:
+                packets += 1
+                count += not packet.is_discard  # cut away without a new coding
+        told = float(container.duration or 0) / av.time_base
+    heard = float(max(last) - min(first)) if last else told
+    return count, packets >= film.frames and heard >= 0.9 * told
+
+
+def _pick(raw: bytes, count: int, frames: int) -> tuple[list[np.ndarray], int]:
+    """(`frames` of the first `count`, evenly, as far as they are here; how many are)."""
+    import av
+
+    at = torch.linspace(0, count - 1, frames).round().int().tolist()
+    found, shown = {}, 0
+    with av.open(io.BytesIO(raw)) as container:  # only what is asked for is kept
+        for shown, frame in enumerate(container.decode(_film(container)), 1):
+            if shown - 1 in at:
+                found[shown - 1] = _upright(frame)
+    return [found[number] for number in at if number in found], shown
+
+
+def _film(container):
+    """The first stream of moving pictures. Raises ValueError if there is none."""
+    films = [stream for stream in container.streams.video
+             if not int(stream.disposition) & ATTACHED_PICTURE]
+    if not films:
+        raise ValueError("no moving pictures in it")
+    return films[0]
+
+
+def _upright(frame) -> np.ndarray:
+    """A frame [h, w, 3] turned by its display matrix: (x, y) is shown at (a x + c y,
+    b x + d y), the nearest of the eight ways that a photograph can be turned."""
+    picture = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return picture[::-1 if d < 0 else 1, ::-1 if a < 0 else 1].copy()
