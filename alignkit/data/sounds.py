@@ -109,7 +109,7 @@ def _read(raw: bytes, name: str) -> tuple[Tensor, int]:
                 blocks.append(sound.read(n, "float32", always_2d=True))
         return blocks, sound
 
-    blocks, sound = heard(io.BytesIO(raw))
+    blocks, sound = heard(_Bytes(raw))
     if sound.format == "MP3" and (bare := _without_a_wrong_length(raw)) is not None:
         blocks, sound = heard(_Endless(bare))
     elif sound.frames < 2**40 and sum(map(len, blocks)) < 0.9 * sound.frames:
@@ -117,7 +117,15 @@ def _read(raw: bytes, name: str) -> tuple[Tensor, int]:
     return torch.from_numpy(np.concatenate(blocks).mean(1)), sound.samplerate
 
 
-class _Endless(io.BytesIO):
+class _Bytes(io.BytesIO):
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:  # before the beginning: libsndfile asks where it is then
+            return self.tell()
+
+
+class _Endless(_Bytes):
     """Says that it is long, so that nobody estimates where its samples end."""
 
     ended = False
