@@ -20,7 +20,7 @@ from alignkit.data.blobs import Blob, sound
 from alignkit.data.sounds import as_wave, decode
 from alignkit.encoders import load
 from alignkit.encoders import sound as resampling
-from alignkit.encoders.sound import KAISER, resample, to_waves
+from alignkit.encoders.sound import resample
 
 
 @cache
@@ -261,9 +261,7 @@ def test_any_rate_becomes_another_exactly(old, new, seconds):
     wanted = tones(new, seconds, top)
     assert abs(len(got) - len(wanted)) <= max(1, new / old)
     n = min(len(got), len(wanted))
-    by_torchaudio = old * new / math.gcd(int(old), new) ** 2 <= 2**20  # in 32 bits
-    torch.testing.assert_close(got[:n], wanted[:n], rtol=0,
-                               atol=1e-4 if by_torchaudio else 1e-6)
+    torch.testing.assert_close(got[:n], wanted[:n], atol=1e-6, rtol=0)
 
 
 def test_what_lies_above_the_new_rates_half_is_taken_out():
@@ -276,7 +274,7 @@ def test_an_odd_rate_costs_little_memory():
     """0.1 s at 11,127 Hz took 3.3 GB: what scipy and numpy take is traced."""
     import tracemalloc
 
-    resampling._low_pass.cache_clear()
+    resampling._kernel.cache_clear()
     tracemalloc.start()
     got = resample(torch.ones(1113), 11_127, 16_000)
     assert tracemalloc.get_traced_memory()[1] < 200e6
@@ -284,20 +282,10 @@ def test_an_odd_rate_costs_little_memory():
     assert len(got) == math.ceil(1113 * 16_000 / 11_127)
 
 
-@pytest.mark.parametrize("rate", [8000, 11_025, 12_000, 22_050, 32_000, 44_100, 48_000])
-def test_usual_rates_keep_their_bits(rate):
-    """Published features were made with torchaudio's resampler."""
-    from torchaudio.functional import resample as convolve
-
-    x = torch.rand(3000, generator=torch.Generator().manual_seed(0)) - 0.5
-    assert torch.equal(to_waves([(x, rate)])[0], convolve(x, rate, 16_000, **KAISER))
-
-
 def test_a_usual_and_an_odd_rate_give_the_same_features():
     rows = [(tones(rate, 0.6, 5000), rate) for rate in (16_000, 22_051, 44_101, 22_050)]
     found = load("random:sound:yamnet").encode(rows)[-1]
-    near = cosines(found, found[:1].expand(4, -1))
-    assert near[:3].min() > 0.9999 and near[3] > 0.99  # torchaudio filters in 32 bits
+    assert cosines(found, found[:1].expand(4, -1)).min() > 0.9999
 
 
 # Damaged files ---------------------------------------------------------------------------
