@@ -36,8 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; 0 if it went well, 1 with one clear line if not."""
     args = _parser().parse_args(argv)
     try:
-        done = globals()[f"_{args.command}"](args)
-        return done if isinstance(done, int) else 0
+        return globals()[f"_{args.command}"](args) or 0
     except BrokenPipeError:  # `alignkit list | head`
         return 0
     except (ImportError, ValueError, OSError, RuntimeError) as error:
@@ -164,16 +163,6 @@ def _publish(args) -> None:
     paths = restamp(args.slug) if args.restamp else publish(args.slug, args.out)
     pages = [] if args.restamp else [*write_verdicts(), write()]
     print(*(f"written to {path}" for path in [*paths, *pages]), sep="\n")
-
-
-def _compare(args) -> None:
-    """The claims file that gives a table is the one that compares."""
-    from alignkit.claims import paper, slugs
-
-    (args.slug,) = (slug for slug in slugs() if hasattr(paper(slug), "table"))
-    results = _reproduce(args)
-    print("\nMean ± half of the 95 % interval; time and memory as ratios to the first.\n"
-          + paper(args.slug).table(results))
 
 
 def _compare(args) -> None:

@@ -312,14 +312,6 @@ def test_softness_compares_the_same_scores():
     assert claims.softness(arm) > 2
 
 
-def test_leading_directions_are_orthonormal_and_keep_the_most():
-    x = rows(30, 4, 6) * torch.tensor([9, 1, 1, 5, 1, 1])
-    tokens = Tokens(x.float(), torch.ones(30, 4, dtype=torch.bool))
-    u = claims.leading_directions(tokens, 2)
-    assert torch.allclose(u.T @ u, torch.eye(2), atol=1e-5)
-    assert u[[0, 3]].norm() > 1.4  # of √2: they are the first and the fourth
-
-
 def test_softmax_alone_has_a_temperature_of_its_own():
     pairs = features(120).with_features(image=torch.zeros(120, 1),
                                         text=torch.zeros(120, 1))

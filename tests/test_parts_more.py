@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from alignkit.data import Tokens
 from alignkit.evaluation import alignment, uniformity
 from alignkit.parts import (
     Experts, alignment_loss, distillation_loss, gramian_volume, gramian_volumes,
-    sigmoid_loss, triplet_loss, uniformity_loss,
+    leading_directions, sigmoid_loss, triplet_loss, uniformity_loss,
 )  # fmt: skip
 
 
@@ -233,3 +234,12 @@ def test_alignment_and_uniformity_are_the_measures():
 def test_refusals_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_leading_directions_are_orthonormal_and_keep_the_most():
+    drawn = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 4, 6, generator=drawn) * torch.tensor([9, 1, 1, 5, 1, 1])
+    tokens = Tokens(x, torch.ones(30, 4, dtype=torch.bool))
+    u = leading_directions(tokens, 2)
+    assert torch.allclose(u.T @ u, torch.eye(2), atol=1e-5)
+    assert u[[0, 3]].norm() > 1.4  # of √2: they are the first and the fourth

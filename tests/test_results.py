@@ -159,7 +159,7 @@ def test_no_result_without_a_paper():
     assert all(name.endswith(".json") and name.split(".")[0] in slugs() for name in names)
 
 
-def test_code_hash_is_of_the_code_in_two_files(tmp_path, monkeypatch):
+def test_code_hash_is_of_the_papers_files_and_of_what_it_compares(tmp_path, monkeypatch):
     from alignkit.claims import results
     for part in ("methods", "claims"):
         (tmp_path / part).mkdir()
@@ -175,7 +175,12 @@ def test_code_hash_is_of_the_code_in_two_files(tmp_path, monkeypatch):
         assert code_hash("a-b") != before
         before = code_hash("a-b")
     (tmp_path / "claims" / "other.py").write_bytes(b"z = 2\n")
+    (tmp_path / "methods" / "other.py").write_bytes(b"z = 1\n")
     assert code_hash("a-b") == before
+    claims.write_bytes(b"from alignkit.methods.other import z\n")
+    before = code_hash("a-b")
+    (tmp_path / "methods" / "other.py").write_bytes(b"z = 2\n")
+    assert code_hash("a-b") != before
 
 
 CODE = '''

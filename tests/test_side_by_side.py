@@ -106,17 +106,19 @@ def results() -> list:
 
 
 def test_the_table_has_means_and_half_intervals():
-    lines = claims.table(results()).split("\n")
+    lines = claims.table(results()).split("\n")[2:]
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| infonce", "| gram", "| tcl"]
     # t quantile of one degree of freedom 12.706; sd / sqrt(2) = 1
     assert lines[2].count("2.00 ± 12.71") == len(claims.FIGURES)
     assert lines[3].count("0.25 ± 0.00") == len(claims.FIGURES)
 
 
-def test_the_command_runs_these_claims_and_prints_the_table(monkeypatch, capsys):
+def test_the_command_runs_these_claims_and_prints_the_table(monkeypatch, capsys, tmp_path):
     seen = []
-    monkeypatch.setattr(cli, "_reproduce", lambda args: seen.append(args) or results())
-    assert cli.main(["compare", "--pairs", "mine.csv", "--seeds", "5"]) == 0
-    assert (seen[0].slug, str(seen[0].pairs), seen[0].seeds) == ("side-by-side",
-                                                                "mine.csv", 5)
+    found = [SimpleNamespace(**vars(r), save=lambda folder: folder) for r in results()]
+    monkeypatch.setattr("alignkit.claims.run", lambda slug, *rest, seeds, work: (
+        seen.append((slug, len(seeds))) or found))
+    assert cli.main(["compare", "--scale", "tiny", "--seeds", "5", "--out",
+                     str(tmp_path)]) == 0
+    assert seen == [("side-by-side", 5)]
     assert "| gram | 0.25 ± 0.00" in capsys.readouterr().out

@@ -3,7 +3,8 @@
 A paper's file here gives `NEEDS` (the columns a user's own pairs must have, or None), if
 they must have labels too `LABELS`,
 `data(scale, pairs=None) -> Pairs` (the corpus with features; `pairs` are a user's own)
-and `claims(pairs, scale) -> list[Claim]`.
+and `claims(pairs, scale) -> list[Claim]`. One that compares many arms also gives
+`table(results) -> str`, shown after them.
 """
 
 from collections.abc import Sequence

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import torch
 
-from alignkit.claims.claim import Trained
-from alignkit.data import Lazy, Pairs, Splits, shuffle_pairs
+from alignkit.claims.claim import Condition, Trained
+from alignkit.data import Lazy, Pairs, Splits, few_pairs, shuffle_pairs
 from alignkit.data.emoji import emoji
 from alignkit.evaluation import evaluate_retrieval
 from alignkit.parts import Method
@@ -38,14 +38,15 @@ def hit_at_10(method: Method, pairs: Pairs) -> float:
     return evaluate_retrieval(method, pairs)["mean"]["hit@10"]
 
 
-def validation_hits(method: Method, splits: Splits) -> dict[str, float]:
-    """A claim's `validate`: `hit_at_10` on the validation rows."""
-    return {"hit@10": evaluate_retrieval(method, splits.val)["mean"]["hit@10"]}
+def validation_hits(method: Method, splits: Splits, figure: str = "hit@10",
+                    ) -> dict[str, float]:
+    """A claim's `validate`: `figure` on the validation rows, mean of both directions."""
+    return {figure: evaluate_retrieval(method, splits.val)["mean"][figure]}
 
 
-def held_out_hits(arms: Mapping[str, Trained]) -> dict[str, float]:
-    """A claim's `measure`: `hit_at_10` on the test rows, by arm."""
-    return {name: evaluate_retrieval(arm.method, arm.splits.test)["mean"]["hit@10"]
+def held_out_hits(arms: Mapping[str, Trained], figure: str = "hit@10") -> dict[str, float]:
+    """A claim's `measure`: `figure` on the test rows, mean of both directions, by arm."""
+    return {name: evaluate_retrieval(arm.method, arm.splits.test)["mean"][figure]
             for name, arm in arms.items()}
 
 
@@ -68,3 +69,34 @@ def single_objects(pairs: Pairs, n: int) -> Pairs:
     pairs = pairs.with_columns(image_one=alone, text_one=first)
     here = torch.arange(len(pairs)) < n
     return pairs.with_present("image_one", here).with_present("text_one", here)
+
+
+def single_pairs(pairs: Pairs) -> Pairs:
+    """The single objects of `single_objects`, with their tokens, as pairs of their own;
+    equal captions are one item."""
+    pairs = pairs.select(pairs.present["image_one"])
+    names = sorted(set(pairs["text_one"]))
+    columns = {f"{m}{end}": pairs[f"{m}_one{end}"]
+               for m in ("image", "text") for end in ("", "_tokens")}
+    return Pairs.make(columns, item=[names.index(text) for text in pairs["text_one"]],
+                      provenance=pairs.provenance.derive("single objects"))
+
+
+def split_few(pairs: Pairs, seed: int, few: int | None) -> Splits:
+    """Redrawn splits, of whose training rows `few` items are kept (None: all)."""
+    parts = pairs.split(seed)
+    if few is None or few >= len(parts.train.item.unique()):
+        return parts
+    return parts._replace(train=few_pairs(parts.train, few, seed))
+
+
+def several_objects(pairs: Pairs) -> Condition:
+    """Several objects a caption, where a vocabulary can tell; else room above."""
+    if nouns := set(pairs.tables.get("vocabulary", ())):
+        def named(arm: Trained) -> float:
+            captions = [set(text.split()) for text in arm.splits.train["text"]]
+            return sum(len(words & nouns) for words in captions) / len(captions)
+
+        return Condition("objects that a caption names", named, 2.0, 5.0)
+    return Condition("the baseline's hit@1 leaves room",
+                     lambda arm: held_out_hits({"": arm}, "hit@1")[""], 0.0, 0.9)

@@ -36,19 +36,24 @@ So `mean` keeps 300. `pooled` (0.449) and `linear` (0.504) have no T.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import WORTH, image_text, shuffled_training, single_objects
-from alignkit.data import Pairs, Splits, Tokens, few_pairs
+from alignkit.claims.common import (
+    WORTH, held_out_hits, image_text, several_objects, shuffled_training, single_objects,
+    single_pairs, split_few, validation_hits,
+)  # fmt: skip
+from alignkit.data import Pairs, Splits, Tokens
 from alignkit.data.scenes import scenes
 from alignkit.encoders import add_features
-from alignkit.evaluation import encode_pairs, evaluate_retrieval, retrieval
+from alignkit.evaluation import encode_pairs, retrieval
 from alignkit.methods.fdt import Fdt, FdtSettings, PooledHeads
-from alignkit.parts import DualEncoder, Method, mean_pool, sparsemax, unit
+from alignkit.parts import (
+    DualEncoder, Method, leading_directions, mean_pool, sparsemax, unit,
+)  # fmt: skip
 from alignkit.training import Budget
 
 NEEDS = ("image", "text")
@@ -121,26 +126,7 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     return pairs
 
 
-def leading_directions(tokens: Tokens, width: int, rows: int = 200) -> Tensor:
-    """The `width` directions [d, width] in which the real tokens of the first rows vary
-    most (all d of them if there are fewer)."""
-    real = tokens.values[:rows][tokens.mask[:rows]]
-    real = (real - real.mean(0)).double()
-    return torch.linalg.eigh(real.T @ real).eigenvectors[:, -width:].float()
-
-
 # What is measured on new rows ---------------------------------------------------------
-def hits(arms: Mapping[str, Trained]) -> dict[str, float]:
-    """hit@1 on the test rows, both directions, by arm."""
-    return {name: evaluate_retrieval(arm.method, arm.splits.test)["mean"]["hit@1"]
-            for name, arm in arms.items()}
-
-
-def validation_hits(method: Method, splits: Splits) -> dict[str, float]:
-    """hit@1 on the validation rows."""
-    return {"hit@1": evaluate_retrieval(method, splits.val)["mean"]["hit@1"]}
-
-
 def hits_of_few_codes(arms: Mapping[str, Trained]) -> dict[str, float]:
     """hit@1 if each row keeps its 10 largest weights only, by arm."""
     found = {}
@@ -195,29 +181,7 @@ def softness(trained: Trained) -> float:
     return (soft.mean() / (sparsemax(scores) > 0).sum(1).double().mean()).item()
 
 
-def _several(pairs: Pairs) -> Condition:
-    """Several objects a caption, where a vocabulary can tell; else room above."""
-    if nouns := set(pairs.tables.get("vocabulary", ())):
-        def named(arm: Trained) -> float:
-            captions = [set(text.split()) for text in arm.splits.train["text"]]
-            return sum(len(words & nouns) for words in captions) / len(captions)
-
-        return Condition("objects that a caption names", named, 2.0, 5.0)
-    return Condition("the baseline's hit@1 leaves room",
-                     lambda arm: hits({"": arm})[""], 0.0, 0.9)
-
-
 # The arms and the claims --------------------------------------------------------------
-def _single(pairs: Pairs) -> Pairs:
-    """The single objects as pairs of their own; equal captions are one item."""
-    pairs = pairs.select(pairs.present["image_one"])
-    names = sorted(set(pairs["text_one"]))
-    columns = {f"{m}{end}": pairs[f"{m}_one{end}"]
-               for m in MODALITIES for end in ("", "_tokens")}
-    return Pairs.make(columns, item=[names.index(text) for text in pairs["text_one"]],
-                      provenance=pairs.provenance.derive("single objects"))
-
-
 def _arms(pairs: Pairs, s: Scale, end: str = "",
           few: int | None = None) -> dict[str, Arm]:
     """The arms by name, which ends in `end`; they train on `few` items at most."""
@@ -227,10 +191,7 @@ def _arms(pairs: Pairs, s: Scale, end: str = "",
     @lru_cache(maxsize=2)
     def splits_of(seed: int, kind: str) -> Splits:
         columns = [f"{m}_{kind}" for m in MODALITIES]
-        parts = pairs.only("image", "text", *columns).split(seed)
-        if few is None or few >= len(parts.train.item.unique()):
-            return parts
-        return parts._replace(train=few_pairs(parts.train, few, seed))
+        return split_few(pairs.only("image", "text", *columns), seed, few)
 
     def arm(kind: str, method: type[Method], spread=s.spread, **rest) -> Arm:
         made = FdtSettings(towers={m: f"{m}_{kind}" for m in MODALITIES}, codes=s.codes,
@@ -255,9 +216,11 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         """`fdt` against one other arm."""
         common = dict(
             arms={arm: arms[arm] for arm in (baseline, "fdt")}, baseline=baseline,
-            method="fdt", differs="method", measure=hits, figure="hit@1", **WORTH,
+            method="fdt", differs="method", figure="hit@1", **WORTH,
+            measure=partial(held_out_hits, figure="hit@1"),
             budget=s.budget, grid=[{"lr": lr} for lr in (1e-3, 3e-3, 1e-2, 3e-2)],
-            validate=validation_hits, choose_by="hit@1", condition=_several(pairs),
+            validate=partial(validation_hits, figure="hit@1"), choose_by="hit@1",
+            condition=several_objects(pairs),
             null=null)
         return Claim(name=name, sentence=sentence, **(common | rest))
 
@@ -285,7 +248,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     ]
     if "image_one" not in pairs.columns:
         return found
-    arms |= _arms(_single(pairs), s, "-one", s.singles)
+    arms |= _arms(single_pairs(pairs), s, "-one", s.singles)
     four = {name: arms[name] for name in ("pooled", "fdt", "pooled-one", "fdt-one")}
     found.append(claim(
         "several-objects", "pooled",

@@ -27,18 +27,20 @@ Decided by pilots on the baselines alone, before `filip` was run on this corpus:
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
-from alignkit.claims.claim import Arm, Claim, Condition, Null, Reported, Trained
-from alignkit.claims.common import WORTH, image_text, shuffled_training, single_objects
-from alignkit.data import Pairs, Splits, few_pairs
+from alignkit.claims.claim import Arm, Claim, Null, Reported, Trained
+from alignkit.claims.common import (
+    WORTH, held_out_hits, image_text, several_objects, shuffled_training, single_objects,
+    single_pairs, split_few, validation_hits,
+)  # fmt: skip
+from alignkit.data import Pairs, Splits
 from alignkit.data.fetch import asset
 from alignkit.data.scenes import scenes
 from alignkit.encoders import add_features
-from alignkit.evaluation import evaluate_retrieval
 from alignkit.methods.filip import Filip, FilipSettings, MeanInteraction, inner_tokens
 from alignkit.parts import DualEncoder, Method, Settings, mean_pool, unit
 from alignkit.training import Budget
@@ -161,39 +163,6 @@ def pointing(arms: Mapping[str, Trained], pairs: Pairs) -> dict[str, float]:
         pairs.item, arm.splits.test.item))) for name, arm in arms.items()}
 
 
-def hits(arms: Mapping[str, Trained]) -> dict[str, float]:
-    """hit@1 on the test rows, both directions, by arm."""
-    return {name: evaluate_retrieval(arm.method, arm.splits.test)["mean"]["hit@1"]
-            for name, arm in arms.items()}
-
-
-def validation_hits(method: Method, splits: Splits) -> dict[str, float]:
-    """hit@1 on the validation rows."""
-    return {"hit@1": evaluate_retrieval(method, splits.val)["mean"]["hit@1"]}
-
-
-def _condition(pairs: Pairs) -> Condition:
-    """Several objects a caption, where a vocabulary can tell; else room above."""
-    if nouns := set(pairs.tables.get("vocabulary", ())):
-        def named(arm: Trained) -> float:
-            captions = [set(text.split()) for text in arm.splits.train["text"]]
-            return sum(len(words & nouns) for words in captions) / len(captions)
-
-        return Condition("objects that a caption names", named, 2.0, 5.0)
-    return Condition("the baseline's hit@1 leaves room",
-                     lambda arm: hits({"": arm})[""], 0.0, 0.9)
-
-
-def _single(pairs: Pairs) -> Pairs:
-    """The single objects as pairs of their own; equal captions are one item."""
-    pairs = pairs.select(pairs.present["image_one"])
-    names = sorted(set(pairs["text_one"]))
-    columns = {f"{m}{end}": pairs[f"{m}_one{end}"]
-               for m in ("image", "text") for end in ("", "_tokens")}
-    return Pairs.make(columns, item=[names.index(text) for text in pairs["text_one"]],
-                      provenance=pairs.provenance.derive("single objects"))
-
-
 def _arms(pairs: Pairs, s: Scale, end: str = "", few: int | None = None) -> dict[str, Arm]:
     """The three arms; their names end in `end`, they train on `few` pairs at most."""
     pairs = pairs.with_features(**{f"{m}_pooled": mean_pool(pairs[f"{m}_tokens"])
@@ -203,10 +172,7 @@ def _arms(pairs: Pairs, s: Scale, end: str = "", few: int | None = None) -> dict
     @lru_cache(maxsize=2)  # tokens are large: arms of a seed share one copy
     def splits_of(seed: int, kind: str) -> Splits:
         columns = [f"{m}_{kind}" for m in ("image", "text")]
-        parts = pairs.only("image", "text", *columns, *extra).split(seed)
-        if few is None or few >= len(parts.train.item.unique()):
-            return parts
-        return parts._replace(train=few_pairs(parts.train, few, seed))
+        return split_few(pairs.only("image", "text", *columns, *extra), seed, few)
 
     def arm(kind: str, method: type[Method], settings: type[Settings], **rest) -> Arm:
         towers = {m: f"{m}_{kind}" for m in ("image", "text")}
@@ -225,8 +191,9 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     s = SCALES[scale]
     arms = _arms(pairs, s)
     common = dict(
-        differs="method", measure=hits, figure="hit@1", budget=s.budget,
-        validate=validation_hits, choose_by="hit@1", condition=_condition(pairs),
+        differs="method", measure=partial(held_out_hits, figure="hit@1"), figure="hit@1",
+        budget=s.budget, validate=partial(validation_hits, figure="hit@1"),
+        choose_by="hit@1", condition=several_objects(pairs),
         grid=({"lr": 3e-4}, {"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}),
         null=Null("training pairs shuffled", shuffled_training, expected=0.0, margin=0.02))
 
@@ -255,7 +222,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
                   figure="own - other",
                   # Chance alone makes the interval of eight seeds of 480 nouns about ± 0.03.
                   null=common["null"]._replace(margin=0.06))))
-    alone = _arms(_single(pairs), s, "-one", s.singles)
+    alone = _arms(single_pairs(pairs), s, "-one", s.singles)
     four = {name: (arms | alone)[name]
             for name in ("pooled", "filip", "pooled-one", "filip-one")}
     found.append(Claim(

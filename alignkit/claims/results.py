@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 import tokenize
 from dataclasses import asdict, dataclass, fields
@@ -151,11 +152,16 @@ def headline(slug: str, folder: Path = FOLDER) -> Result | None:
 
 
 def code_hash(slug: str) -> str:
-    """sha256 over the code of the paper's method and claim files: a result of other code
-    is stale. Words may be mended: docstrings, comments and empty lines do not count."""
+    """sha256 over the code of the paper's method and claim files, and of the methods of
+    other papers that its claims compare: a result of other code is stale. Words may be
+    mended: docstrings, comments and empty lines do not count."""
     sha, name = hashlib.sha256(), slug.replace("-", "_") + ".py"
-    for part in ("methods", "claims"):
-        path = PACKAGE / part / name
+    claims = PACKAGE / "claims" / name
+    compared = re.findall(r"(?m)^from alignkit\.methods\.(\w+) import", claims.read_text(
+        "utf-8")) if claims.is_file() else []
+    others = sorted({f"{other}.py" for other in compared} - {name})
+    for path in (PACKAGE / "methods" / name, claims,
+                 *(PACKAGE / "methods" / other for other in others)):
         if path.is_file():
             sha.update(_code(path.read_text("utf-8")).encode())
     return sha.hexdigest()

@@ -52,7 +52,6 @@ import torch
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
 from alignkit.claims.common import (WORTH, hit_at_10, image_text, shuffled_training,
                                     validation_hits)
-from alignkit.claims.fdt import leading_directions
 from alignkit.claims.results import Result
 from alignkit.data import Pairs, Splits, Tokens
 from alignkit.encoders import add_features
@@ -73,7 +72,9 @@ from alignkit.methods.irra import sdm_loss
 from alignkit.methods.ood_cma import Cma, CmaSettings
 from alignkit.methods.structure import Structure, StructureSettings
 from alignkit.methods.tcl import Tcl, TclSettings
-from alignkit.parts import DualEncoder, Method, Settings, mean_pool, positives_of, unit
+from alignkit.parts import (
+    DualEncoder, Method, Settings, leading_directions, mean_pool, positives_of, unit,
+)  # fmt: skip
 from alignkit.stats import t_interval
 from alignkit.training import Budget, estimate
 
@@ -156,14 +157,14 @@ def objectives(s: Scale) -> dict[str, Callable[[Splits], Method]]:
     }
 
 
-def measured(arm: Trained) -> dict[str, float]:
+def measured(arm: Trained, budget: Budget) -> dict[str, float]:
     """The `FIGURES` of a trained arm on its test rows; time and memory are not ratios
     yet: seconds, and bytes of one step on rows of the training set."""
     method, splits, history = arm
     hits = evaluate_retrieval(method, splits.test)["mean"]
     outputs = encode_pairs(method, splits.test, ["image", "text"])
     z = [unit(_row(x)) for x in outputs.values()]
-    step = estimate(method, splits.train, Budget(steps=1, batch_size=64))
+    step = estimate(method, splits.train, budget)
     return {**{k: hits[k] for k in FIGURES[:3]},
             "uniformity": (uniformity(z[0]) + uniformity(z[1])) / 2,
             "alignment": alignment(*z), "gap": modality_gap(*z),
@@ -190,7 +191,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
 
     def claim(name: str) -> Claim:
         def measure(trained: Mapping[str, Trained]) -> dict[str, float]:
-            found = {arm: measured(run) for arm, run in trained.items()}
+            found = {arm: measured(run, s.budget) for arm, run in trained.items()}
             for cost in ("time", "memory"):
                 base = found["infonce"][cost]
                 for each in found.values():
@@ -226,7 +227,8 @@ def figures_of(results: list[Result]) -> dict[str, dict[str, list[float]]]:
 
 def table(results: list[Result]) -> str:
     """A Markdown table of all arms: mean and half of the 95 % interval over the seeds."""
-    lines = [f"| objective | {' | '.join(FIGURES)} |", "|---" * (len(FIGURES) + 1) + "|"]
+    lines = ["Mean ± half of the 95 % interval; time and memory as ratios to the first.", "",
+             f"| objective | {' | '.join(FIGURES)} |", "|---" * (len(FIGURES) + 1) + "|"]
     for arm, found in figures_of(results).items():
         cells = []
         for values in found.values():

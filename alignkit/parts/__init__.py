@@ -18,12 +18,13 @@ from alignkit.parts.similarity import (
 )  # fmt: skip
 from alignkit.parts.sparse import sparsemax
 from alignkit.parts.text import WordPieces, mask_words
-from alignkit.parts.tokens import mean_pool
+from alignkit.parts.tokens import leading_directions, mean_pool
 
 __all__ = ["AttentionPooling", "CrossAttention", "DualEncoder", "Experts",
            "FeatureQueue", "Method", "Momentum", "Settings", "Stage", "Temperature",
            "TokenEmbedding", "TransformerDecoder", "TransformerEncoder", "WordPieces",
            "alignment_loss", "cosine", "distillation_loss", "gramian_volume",
-           "gramian_volumes", "info_nce", "late_interaction", "logits_of", "mask_words",
-           "mean_pool", "optimise_inputs", "positives_of", "projector", "sigmoid_loss",
-           "sparsemax", "triplet_loss", "uniformity_loss", "unit"]
+           "gramian_volumes", "info_nce", "late_interaction", "leading_directions",
+           "logits_of", "mask_words", "mean_pool", "optimise_inputs", "positives_of",
+           "projector", "sigmoid_loss", "sparsemax", "triplet_loss", "uniformity_loss",
+           "unit"]

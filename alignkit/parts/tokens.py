@@ -28,3 +28,11 @@ def mean_pool(tokens: Tokens) -> Tensor:
     """Mean of each row's real tokens: [n, d]."""
     values, mask = clean(tokens, "tokens")
     return values.sum(1) / mask.sum(1, keepdim=True)
+
+
+def leading_directions(tokens: Tokens, width: int, rows: int = 200) -> Tensor:
+    """The `width` directions [d, width] in which the real tokens of the first rows vary
+    most (all d of them if there are fewer)."""
+    real = tokens.values[:rows][tokens.mask[:rows]]
+    real = (real - real.mean(0)).double()
+    return torch.linalg.eigh(real.T @ real).eigenvectors[:, -width:].float()
