@@ -5,7 +5,7 @@ import math
 import torch
 
 from alignkit.claims.contrastive_losses import SCALES, SigmoidEncoder, claims
-from alignkit.claims.runner import Runs
+from alignkit.claims.runs import Runs
 from alignkit.data import Pairs
 from alignkit.parts import Settings, info_nce, sigmoid_loss, unit
 
