@@ -36,7 +36,7 @@ def claim(name: str) -> Claim:
         name=name, sentence=f"{high} beats {low}", arms={"low": make(low), "high": make(high)},
         baseline="low", method="high", differs=differs, measure=measure, figure="figure",
         budget=BUDGET, validate=lambda method, splits: {"rows": float(len(splits.val))},
-        choose_by="rows", margin=0.01, margin_why="a test", null=Null("shuffled", wrong_rows, 0.0, 0.5),
+        choose_by="rows", margin=0.001, margin_why="a test", null=Null("shuffled", wrong_rows, 0.0, 0.5),
         condition=Condition("rows", lambda arm: len(arm.splits.train), 10, 1000))
 
 

@@ -116,7 +116,7 @@ def test_the_table_has_means_and_half_intervals():
 def test_the_command_runs_these_claims_and_prints_the_table(monkeypatch, capsys, tmp_path):
     seen = []
     found = [SimpleNamespace(**vars(r), save=lambda folder: folder) for r in results()]
-    monkeypatch.setattr("alignkit.claims.run", lambda slug, *rest, seeds, work: (
+    monkeypatch.setattr("alignkit.claims.command.run", lambda slug, *rest, seeds, **more: (
         seen.append((slug, len(seeds))) or found))
     assert cli.main(["compare", "--scale", "tiny", "--seeds", "5", "--out",
                      str(tmp_path)]) == 0
