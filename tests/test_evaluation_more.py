@@ -159,6 +159,16 @@ def test_auroc_and_fpr_by_hand():
     assert auroc(same, -same) == 1 and fpr_at_95(same, -same) == 0
 
 
+def test_fpr_is_read_at_an_inside_row_and_not_interpolated():
+    # np.interp on the curve, as OoD papers do, takes the far end of a step where exactly
+    # 95 % are accepted (19 of 20), and goes half of a tie's way where 9.5 of 10 are.
+    for n, other, ours, theirs in ((20, (1.5, 1.2), 0, 1), (10, (1, 0.2), 1 / 2, 1 / 4)):
+        inside, outside = torch.arange(1.0, n + 1), torch.tensor(other)
+        fpr, tpr, _ = roc_curve([1] * n + [0] * 2, torch.cat([inside, outside]).numpy())
+        assert fpr_at_95(inside, outside) == ours
+        assert np.interp(0.95, tpr, fpr) == pytest.approx(theirs)
+
+
 @given(st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 60))
 @QUICK
 def test_auroc_and_fpr_agree_with_loops_and_scikit_learn(seed, n, m):

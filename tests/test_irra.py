@@ -218,6 +218,16 @@ def test_rows_without_the_label_are_known_by_their_item():
     assert torch.equal(identity_of(replace(pairs, labels={})), pairs.item)
 
 
+@pytest.mark.parametrize("odd", [39, 46])  # below the smallest, above the largest
+def test_an_identity_that_the_classifier_does_not_know_is_refused(odd):
+    m, pairs = model(words=False)
+    batch = m.eval().collate(pairs.select(range(8)), torch.Generator())
+    assert m(batch)["identity_loss"].isfinite()
+    batch["item"][3] = odd
+    with pytest.raises(ValueError, match=rf"identities \[{odd}\] are not among the 6 "):
+        m(batch)
+
+
 def test_the_slip_masks_captions_in_training_alone():
     clean, pairs = model()
     slip, _ = model(leak=True)

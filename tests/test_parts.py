@@ -201,6 +201,22 @@ def test_unit_and_cosine():
     assert unit(x.double()).dtype == torch.float64
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_zero_row_has_no_gradient_and_no_other_row_feels_it(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 7, generator=generator).to(dtype)
+    x[1], x[2] = 0, 1e-20  # shorter than what normalize divides by at least
+    x.requires_grad_()
+    wide = x if dtype.itemsize >= 4 else x.float()
+    torch_way, ours = F.normalize(wide, dim=-1), unit(x)
+    assert torch.equal(ours, torch_way)
+    g = torch.randn(5, 7, generator=generator).to(ours)
+    found, wanted = (torch.autograd.grad((z * g).sum(), x)[0] for z in (ours, torch_way))
+    assert wanted[1].norm() > 1e10 and (found[1] == 0).all()
+    rest = [0, 2, 3, 4] if dtype != torch.bfloat16 else [0, 3, 4]
+    assert torch.equal(found[rest], wanted[rest])
+
+
 # Layers -----------------------------------------------------------------------------
 def test_temperature_fixed_and_learned():
     fixed, learned = Temperature(0.05), Temperature(0.05, learned=True)

@@ -176,6 +176,7 @@ def test_tau_is_a_parameter_that_is_clamped_in_place(start, kept):
 def test_flat_parameters_are_not_decayed():
     method = Projectors(settings(), features(6))
     decayed, flat = method.stages()[0].parameters
+    # Officially τ decays, for it has no dimension: the card says so.
     assert flat["weight_decay"] == 0 and any(p is method.tau for p in flat["params"])
     assert all(p.dim() == 2 for p in decayed["params"]) and "weight_decay" not in decayed
     together = len(decayed["params"]) + len(flat["params"])

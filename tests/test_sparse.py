@@ -44,6 +44,15 @@ def test_value_and_gradient_are_the_loop():
         assert (row[~kept] == 0).all()
 
 
+def test_an_entry_exactly_at_the_threshold_has_no_gradient():
+    # Two of 0.5 take all, threshold 0: the entry at 0 has weight 0 by a hair's breadth.
+    x = torch.tensor([[0.5, 0.5, 0.0, -1.0]], requires_grad=True)
+    w = sparsemax(x)
+    assert w.tolist() == [[0.5, 0.5, 0.0, 0.0]]
+    (found,) = torch.autograd.grad((w * torch.tensor([1.0, 3.0, 7.0, 9.0])).sum(), x)
+    assert found.tolist() == [[-1.0, 1.0, 0.0, 0.0]]
+
+
 def test_gradcheck_away_from_kinks():
     x = 0.5 * drawn(6, 5, seed=3)
     w = sparsemax(x)

@@ -144,6 +144,32 @@ def test_e_high_powers_tend_to_the_stationary_distribution():
 
 
 # What random features give ------------------------------------------------------------
+def official(x, z, tau: float = 0.05) -> torch.Tensor:
+    """The authors' rule for small entries: 1e-12 is added to p, q and m."""
+    p, q = neighbourhoods(x, tau), neighbourhoods(z, tau)
+    m = (p + q) / 2 + 1e-12
+    return sum((m * (m.log() - (a + 1e-12).log())).sum(1).mean() for a in (p, q)) / 2
+
+
+@pytest.mark.parametrize("d, low, high", [(4, 1e-3, 5e-2), (128, 0, 3e-3)])
+def test_the_rule_for_small_entries_differs_from_the_authors_by_little(d, low, high):
+    x, z = rows(64, d), rows(64, d, 1).requires_grad_()
+    ours, theirs = structure_loss(x, z), official(x, z)
+    assert math.isclose(ours.item(), theirs.item(), rel_tol=1e-2)
+    found, wanted = (torch.autograd.grad(loss, z)[0] for loss in (ours, theirs))
+    assert low < relative(found, wanted) < high
+    small = (neighbourhoods(z, 0.05) < 1e-12).double().mean()
+    assert small > 0.1 if d == 4 else small == 0
+
+
+def test_entries_below_the_floor_get_no_gradient_of_their_logarithm():
+    p = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64)
+    q = torch.tensor([[0.5, 0.5 - 1e-13, 1e-13]], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(divergence(p, q), q)
+    # At the floor in all three logarithms, so 2 log m − log p − log q is 0, and stays 0.
+    assert slope[0, 2] == 0 and q[0, 2] < 1e-12
+
+
 def test_the_mixture_stands_first():
     """By hand, for one row p = (¾, ¼), q = (¼, ¾): m = (½, ½) and both divergences are
     KL(m ‖ p) = ½ ln(½ / ¾) + ½ ln(½ / ¼) = ½ ln(4/3)."""

@@ -161,6 +161,23 @@ def test_a_without_queue_momentum_and_softness_it_is_clips_loss():
     assert abs(loss - clip) > 1e-4
 
 
+def test_a_its_gradient_is_the_half_that_comes_through_the_asking_rows():
+    pairs = features()
+    method = method_on(pairs, terms=("cma",), queue=0, momentum=0.0, soft=0.0, drop=0.0,
+                       noise={})
+    weights = [method.heads["image"].weight, method.heads["text"].weight]
+    scale = method.temperature()
+    loss = method(method.collate(pairs, seed_all(0)), 1.0)["cma_loss"]
+    a, b = method.eval().encode(pairs.batch()).values()
+    rows_ = torch.arange(len(a))
+    half = (F.cross_entropy(scale * a @ b.detach().T, rows_)
+            + F.cross_entropy(scale * b @ a.detach().T, rows_)) / 2
+    found, halved, whole = (torch.cat([g.flatten() for g in torch.autograd.grad(
+        x, weights, retain_graph=True)]) for x in (loss, half, info_nce(a, b, scale)))
+    assert (found - halved).norm() < 1e-9 * halved.norm()
+    assert (found - whole).norm() > 0.1 * whole.norm()
+
+
 def test_b_with_one_part_a_row_lmi_is_info_nce_one_way():
     a, z = unit(rows(7, 4)), unit(rows(7, 1, 4, seed=1))
     parts = Tokens(z, torch.ones(7, 1, dtype=torch.bool))

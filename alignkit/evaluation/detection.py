@@ -56,7 +56,8 @@ def fpr_at_95(inside: Tensor, outside: Tensor) -> float:
     """Share of outside rows accepted when at least 95 % of the inside rows are.
 
     The threshold is the highest one that accepts 95 % of ``inside``; a score equal to
-    it is accepted. Lower is better, and a constant score gives 1.
+    it is accepted. Lower is better, and a constant score gives 1. Others interpolate
+    the curve at 95 %, which gives other digits where rows are few.
 
     Args:
         inside: scores [n]. outside: scores [m].

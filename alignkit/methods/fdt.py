@@ -33,9 +33,10 @@ As T → ∞ all rows get one h and the loss is ln of the batch; as T → 0 each
 code. The floor at 0 changes nothing as long as Σ_c max(r_c, 0) ≥ 1: sparsemax then
 gives no weight to a code below 0, with the floor or without.
 Deviations: frozen encoders; T stays fixed, as in the released settings; the loss's
-temperature has no upper bound of e⁻³, but starts there. The floor is the authors'
-padding rule (the scores of padded places are 0, not −∞) for captions shorter than the
-longest allowed; `floored=()` is the clean rule. In mean pooling padding is left out.
+temperature has no upper bound of e⁻³, but starts there. The floor comes from the authors'
+padding rule (`clip_fdt.py:91`: the scores of padded places are 0, not −∞): officially it
+acts on captions with padding alone, here on every caption, also the longest; `floored=()`
+is the clean rule. In mean pooling padding is left out, officially it counts as places of 0.
 Reconstructed: nothing of the path used here was missing in the official code.
 """
 

@@ -25,8 +25,11 @@ Exact property: with one token a side the loss is CLIP's; the scores do not chan
 order of tokens or with longer padding, and no score exceeds 1.
 Deviations: frozen towers; the picture's tokens are the 7 × 7 places of a convolutional
 network at the small scale; several captions of one picture all count as right.
-Reconstructed: no official code exists. Scores and loss agree with two open
-implementations. `keep` (only the most informative tokens of the other side are compared)
+Reconstructed: no official code exists. DeCLIP's re-implementation (`filip.py:71-106`) has
+the same scores and loss once its choice of 16 tokens is left out and no text has padding,
+which it does not mask. x-clip (`x_clip.py:797-842`) has the same scores, but divides its
+image-to-text half, too, by the sum over pictures, not over texts: that is another loss.
+`keep` (only the most informative tokens of the other side are compared)
 follows the paper's description as remembered, not checked: the paper keeps 25 % to save
 communication; here it is 1 unless set.
 """

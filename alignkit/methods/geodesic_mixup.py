@@ -38,9 +38,10 @@ at 1 and sin 0 divides (the authors' code has neither guard, and with an odd bat
 reversed order mixes the middle row with itself: NaN). In several processes each mixes
 its own rows.
 Reconstructed: no epoch is handed to a loss here: e = ⌊progress · epochs⌋, so `epochs`
-must say how many the run has. The Beta of the joint mix was not found; it takes
-`positive_beta`, as the other two do. Read in the official code: the arc, all four
-terms, both temperatures, the fading.
+must say how many the run has. Read in the official code: the arc, all four terms, both
+temperatures, the fading. Its scripts draw all three shares of m3-Mix's positives from
+Beta(0.5, 0.5) (`m3mix.sh`), as here; that of the mixed negatives from Beta(0.5, 0.5) in
+m2-Mix and from Beta(0.2, 0.2) within m3-Mix, where `beta` must be set.
 """
 
 from dataclasses import dataclass

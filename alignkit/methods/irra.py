@@ -30,8 +30,12 @@ does at 1. Other names for the identities change nothing, and what is retrieved 
 depend on the identity and word layers of a trained model.
 Deviations: the paper trains all of CLIP, on pictures flipped, cropped and erased at
 random, with Adam (eps 1e-3) and larger rates for the new layers; f is the mean of the
-patches and t that of the words, where CLIP has a token for each; the block that looks
-at patches has a residual and an MLP; one rate for all.
+patches and t that of the words, where CLIP has a token for each, and whose text tower
+looks back alone; the block that looks at patches has a residual and an MLP; GELU, not
+QuickGELU; torch's initial weights in the word layers, not scaled by width and depth;
+padding is masked there, officially it is seen. A caption of which chance masks no word
+gets one at random, treated as the others; officially always its first, with [MASK].
+One rate for all.
 Reconstructed: nothing of the losses: they were read in the official code. There the
 masking writes into the caption itself, so that match and identity see masked captions
 too; the authors said so in their issues. `leak` does that, and is off unless set.
@@ -180,6 +184,16 @@ class Irra(Method):
         looked = self.look(self.read(batch["text_masked"]), self.seen(batch))
         return self.word_head(self.reason(looked).values)
 
+    def classes(self, identity: Tensor) -> Tensor:
+        """Numbers of the classifier's outputs [b]. Raises ValueError for identities that
+        were not among the rows it was built on."""
+        y = torch.searchsorted(self.identities, identity).clamp(max=len(self.members) - 1)
+        if (odd := self.identities[y] != identity).any():
+            raise ValueError(f"identities {identity[odd].unique().tolist()} are not among "
+                             f"the {len(self.members)} that the classifier was built on: "
+                             "train on those rows, or set identity=False")
+        return y
+
     def losses(self, outputs: dict, batch: dict, progress: float) -> dict[str, Tensor]:
         s, scale, item = self.settings, self.temperature(), batch["item"]
         f, t = unit(outputs["image"]), unit(outputs["text"])
@@ -190,7 +204,7 @@ class Irra(Method):
                              positives_of(item) if s.match == "multi" else None)
         losses = {"match_loss": match}
         if s.identity:
-            y = torch.searchsorted(self.identities, item)
+            y = self.classes(item)
             losses["identity_loss"] = sum(
                 F.cross_entropy(self.classifier(z), y) for z in outputs.values()) / 2
         if s.words:

@@ -31,7 +31,9 @@ score is 1 for every picture; the order of classes does not matter.
 Deviations: frozen encoders and heads that start from nothing; the paper's weight is
 0.001 over about 25,000 steps, so a short run needs a larger one (`weight · steps` is
 kept); 1 / temperature is clamped at 100. Equal prompts in a batch stay different
-columns, as in the authors' code: removing them would be another loss.
+columns, as in the authors' code: removing them would be another loss. `fpr_at_95` takes
+the threshold at a known picture; theirs (`metrics.py:61`) interpolates between two, and
+where exactly 95 % of the known are accepted also counts the unknown down to the next one.
 Reconstructed: how negative labels are mined. The authors ship a finished list; `mined`
 follows a second-hand description of the NegLabel paper: keep the words that are least
 similar to the known class names, by a high quantile over the classes.

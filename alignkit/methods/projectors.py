@@ -31,7 +31,10 @@ Deviations: the pictures' CNN has no class token, its pooled vector stands for i
 the mean of the very patches; prototypes are means of texts of a class through the text
 encoder (paper: means of CLIP's picture embeddings, to which CLIP's captions are compared);
 no augmentation, since features are cached; several captions of one picture all count as
-right; the rate falls to 0, not to 1e-5.
+right; the rate falls to 0, not to 1e-5. Officially τ decays by 0.02 with the matrices
+(`optim_factory.py` spares what has one dimension, and τ has none); here it does not.
+Officially a class chooses from its list without the last entry (`collect_fast.py`), whose
+score says who chooses first; here from the whole list.
 Reconstructed: nothing of the projector and its loss, which follow the official code; the
 sizes of the experiments are ours.
 """

@@ -29,7 +29,8 @@ soft grows from 0 to `soft` over the first `ramp` of the run. Locals are unit to
 those of pictures averaged on a grid of 4 × 4 afterwards and not made unit again.
 
 Frozen: both encoders; one linear head a modality, for global and local rows, learns.
-Exact property: with cma_loss alone, no queue, momentum 0 and soft 0 the loss is CLIP's.
+Exact property: with cma_loss alone, no queue, momentum 0, soft 0 and views without chance
+the loss has CLIP's value, and its gradient the half that comes through the rows that ask.
 No gradient reaches the momentum network or a local row; what stands at padding changes
 nothing; a sample's other locals are not in its denominator.
 Deviations: no fusion encoder, so that matching (ITM) and masked words (MLM), two of
@@ -37,8 +38,8 @@ the paper's three losses, are dropped, and with them the re-ranking. Frozen toke
 heads, whose global row is the mean of the tokens; views are dropped tokens and noise
 instead of crops and colours, and dropped words instead of dropout. Rows of one item are
 right answers (as in the authors' fine-tuning) and no negatives of LMI; masks are
-booleans, not ±10000. The temperature is kept above 0.01, not 0.001, with no upper bound
-(0.5 there). The average is taken after a step and not at the start of the next: the
+booleans, not ±10000. The temperature is learned as its logarithm, officially itself, and
+kept above 0.01, not 0.001, with no upper bound (0.5 there). The average is taken after a step and not at the start of the next: the
 same weights, since it starts as a copy; soft targets use the temperature without its
 gradient, as there. In several processes the softmax is over a process's own batch and
 the queue, which all of them fill, as in the authors' code.

@@ -4,15 +4,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from alignkit.data import Tokens
 from alignkit.parts.tokens import clean
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows divided by their length, in float32 at least; a zero row stays zero."""
-    return F.normalize(x if x.dtype.itemsize >= 4 else x.float(), dim=-1)
+    """Rows divided by their length, in float32 at least; a zero row stays zero and gets
+    no gradient. Rows shorter than 1e-12 are divided by that, as by `F.normalize`."""
+    x = x if x.dtype.itemsize >= 4 else x.float()
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / length.clamp_min(1e-12).masked_fill(length == 0, torch.inf)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -27,4 +27,5 @@ def sparsemax(x: Tensor, dim: int = -1) -> Tensor:
     k = torch.arange(1, x.shape[-1] + 1, device=x.device)
     kept = (1 + k * ordered > total).sum(-1, keepdim=True).clamp(min=1)  # 0 if NaN
     threshold = (total.gather(-1, kept - 1) - 1) / kept
-    return (x - threshold).clamp(min=0).movedim(-1, dim)
+    # Not a clamp, which passes a gradient to entries that lie exactly at the threshold.
+    return torch.where(x <= threshold, 0, x - threshold).movedim(-1, dim)
