@@ -194,6 +194,37 @@ def intervals(
     return figure
 
 
+def bars(
+    values: dict[str, float],
+    *,
+    marked: Sequence[str] = (),
+    picture=None,
+    xlabel: str = "",
+):
+    """A bar a name, the first on top, its number behind it; `marked` ones are blue.
+
+    The axis ends where the longest bar does, so that bars are seen however short all
+    of them are; the numbers say how long that is.
+
+    Args:
+        picture: a picture or text drawn beside the bars.
+    """
+    _same_length(values=values)
+    figure, axes = _figure(1, 1 if picture is None else 2, height=1 + 0.28 * len(values))
+    axis = axes[0, -1]
+    colours = [COLOURS["blue" if name in marked else "orange"] for name in values]
+    places = list(range(len(values)))
+    drawn = axis.barh(places, list(values.values()), color=colours)
+    axis.bar_label(drawn, fmt=lambda value: f"{value:.3g}", padding=3, size=8)
+    axis.set(yticks=places, xlabel=xlabel)
+    axis.set_yticklabels([_wrap(name, 30, lines=1) for name in values])
+    axis.margins(x=0.15)
+    axis.invert_yaxis()
+    if picture is not None:
+        _tile(axes[0, 0], picture)
+    return figure
+
+
 def paired(
     baseline: Sequence[float],
     method: Sequence[float],

@@ -5,9 +5,12 @@ import os
 import platform
 import random
 import warnings
+from collections.abc import Sequence
+from numbers import Integral
 
 from .. import versions
-from .frontend import interactive
+from .frontend import break_between_words, fold, interactive, kernel
+from .parameters import check_parameters
 from .plots import style
 
 # Known, harmless, and on stderr, where nbval would take them for a failure.
@@ -20,16 +23,23 @@ HARMLESS = (
 )
 
 
-def setup(seed: int = 0, threads: int = 1) -> None:
-    """Make the session repeatable and quiet, and print one line that describes it.
+def setup(seed: int | Sequence[int] = 0, threads: int = 1) -> None:
+    """Make the session repeatable and quiet, and print a line or two that describe it.
 
     Seeds random, numpy and torch, fixes the number of threads, sets the look of all
     figures and silences known warnings; progress bars are switched off where nobody
     watches.
 
+    Args:
+        seed: a whole number, or the notebook's list of seeds: its first counts.
+
     Raises:
-        ValueError: threads below 1.
+        TypeError: a seed that is no whole number, or a parameter given by papermill that
+            is of another kind than the notebook's own.
+        ValueError: no seed, one outside 0 … 2³² − 1, threads below 1.
     """
+    check_parameters(kernel())
+    seed = _first(seed)
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     _quiet()
@@ -42,18 +52,33 @@ def setup(seed: int = 0, threads: int = 1) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
     style()
+    break_between_words()
     print(environment(threads))
 
 
+def _first(seed) -> int:
+    seeds = list(seed) if isinstance(seed, list | tuple) else [seed]
+    if not seeds:
+        raise ValueError("seed: the list of seeds is empty; give at least one, [0]")
+    for one in seeds:
+        if not isinstance(one, Integral) or isinstance(one, bool):
+            raise TypeError(f"seed must be a whole number or a list of them, got {one!r}")
+        if not 0 <= one < 2**32:
+            raise ValueError(f"seed must lie in 0 … 2**32 - 1, got {one}")
+    return int(seeds[0])
+
+
 def environment(threads: int) -> str:
-    """One line: versions, threads, device."""
+    """A line or two: versions, threads, device."""
     import torch
 
     names = ("alignkit", "torch", "torchvision", "numpy")
     numbers = [f"{name} {versions.installed(name)}" for name in names]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     count = "1 thread" if threads == 1 else f"{threads} threads"
-    return " · ".join([f"Python {platform.python_version()}", *numbers, count, device])
+    facts = [f"Python {platform.python_version()}", *numbers, count, device]
+    tied = " · ".join(fact.replace(" ", "\xa0") for fact in facts)  # no name alone
+    return fold(tied).replace("\xa0", " ")
 
 
 def _quiet() -> None:

@@ -1,8 +1,9 @@
 """One thing to play with a notebook, and a still figure where nobody can play."""
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 
-from .frontend import interactive
+from .frontend import fold, interactive
 from .plots import show
 
 
@@ -20,7 +21,7 @@ def explore(
         alt: alt text; the values of the controls are added to it.
         start: a starting value for some controls (default: the first value).
         controls: name = the list of its values. Numbers become a slider, anything
-            else a menu.
+            else a menu; a value may be of any kind, a pair or an array too.
 
     Example:
         explore(draw, "similarity of pictures and names",
@@ -37,21 +38,35 @@ def explore(
         return
     import ipywidgets
 
-    kinds = {
-        name: (
-            ipywidgets.SelectionSlider
-            if all(isinstance(option, (int, float)) for option in options)
-            else ipywidgets.Dropdown
+    def control(name: str, options: list):
+        numbers = all(_is_number(option) for option in options)
+        kind = ipywidgets.SelectionSlider if numbers else ipywidgets.Dropdown
+        return kind(
+            # The places stand for the values: ipywidgets would take a pair for a label
+            # and its value, and cannot compare arrays.
+            options=[(_label(option), place) for place, option in enumerate(options)],
+            value=_place(values[name], options),
+            description=name,
+            style={"description_width": "initial"},  # else a long name is cut
+            layout={"width": "min(100%, 32em)"},
+            **({"continuous_update": False} if numbers else {}),  # when it is let go
         )
-        for name, options in controls.items()
-    }
-    made = {
-        name: kind(options=list(controls[name]), value=values[name], description=name)
-        for name, kind in kinds.items()
-    }
-    for slider in made.values():
-        slider.continuous_update = False  # redraw when the handle is let go
-    ipywidgets.interact(redraw, **made)
+
+    every = {name: list(options) for name, options in controls.items()}
+    ipywidgets.interact(
+        lambda **places: redraw(**{name: every[name][k] for name, k in places.items()}),
+        **{name: control(name, options) for name, options in every.items()},
+    )
+
+
+def _is_number(option) -> bool:
+    return isinstance(option, Real) and not isinstance(option, bool)
+
+
+def _label(option) -> str:
+    """A value on one short line."""
+    text = " ".join(str(option).split())
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def listen(wave, rate: int, text: str) -> None:
@@ -63,7 +78,7 @@ def listen(wave, rate: int, text: str) -> None:
         text: what is heard, in words.
     """
     seconds = wave.shape[-1] / rate
-    print(f"sound, {seconds:.0f} s: {text}")
+    print(fold(f"sound, {seconds:.0f} s: {text}"))
     if interactive():
         from IPython.display import Audio, display
 
@@ -86,8 +101,28 @@ def _start(controls: dict[str, Sequence], start: dict) -> dict:
         if len(options) == 0:
             raise ValueError(f"control {name} has no values")
         values[name] = start.get(name, options[0])
-        if values[name] not in options:
-            raise ValueError(
-                f"start[{name!r}] = {values[name]!r} is none of {list(options)}"
-            )
+        _place(values[name], list(options), name)
     return values
+
+
+def _place(value, options: list, name: str = "") -> int:
+    """Where the value stands among the options; itself, or else its equal.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    for same in (lambda a, b: a is b, _equal):
+        for place, option in enumerate(options):
+            if same(value, option):
+                return place
+    raise ValueError(f"start[{name!r}] = {value!r} is none of {options}")
+
+
+def _equal(a, b) -> bool:
+    """Arrays and tensors compare by element, and only with the same shape."""
+    try:
+        if hasattr(a, "shape") or hasattr(b, "shape"):
+            return a.shape == b.shape and bool((a == b).all())
+        return bool(a == b)
+    except Exception:  # what cannot be compared is not equal
+        return False
