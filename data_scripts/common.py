@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from alignkit.data.archives import UnsafeArchive, unpack
 from alignkit.data.blobs import ENDINGS
+from alignkit.data.links import walk
 from alignkit.data.download import WrongHash, download, file_hash
 from alignkit.data.shard_files import MANIFEST
 from alignkit.data.shards import Sample, Skipped, open_shards, write_shards
@@ -63,8 +64,8 @@ class Files:
     def __init__(self, roots: Iterable[Path]):
         self.paths, self.by_name = [], {}
         for root in roots:
-            for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
-                if path.is_file():
+            for path in sorted(walk(root)) if root.is_dir() else [root]:
+                if path.is_file() and not _is_of_mac(path):
                     self.paths.append(path)
                     self.by_name.setdefault(path.name, []).append(path)
 
@@ -87,6 +88,11 @@ class Files:
         """A sound called by one of `stems`, whatever its ending."""
         names = [f"{stem}.{ending}" for stem in stems for ending in ENDINGS["sound"]]
         return self.find(next((n for n in names if n in self.by_name), names[0]))
+
+
+def _is_of_mac(path: Path) -> bool:
+    """Does macOS lay it beside a file ("._cat.jpg", "__MACOSX/…")?"""
+    return path.name.startswith("._") or "__MACOSX" in path.parts
 
 
 def item(name: str, path: Path, captions: Iterable[str] = (), **rest) -> Sample:

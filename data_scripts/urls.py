@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from alignkit.data.shard_files import write_manifest, write_shard
 from alignkit.data.shards import Sample, Skipped
+from alignkit.data.writing import clear, fits, only_writer
 
 LINES = 1000  # a shard
 WORKERS, PER_HOST = 32, 2  # pictures asked for at a time, in all and of one server
@@ -109,20 +110,24 @@ def run_urls(about: DataSet, lines, argv: list[str] | None = None) -> None:
     """Bring the list, then the pictures of `lines(files)`, shard by shard."""
     args = arguments(about, argv)
     files, records = collect(about, args)
-    args.out.mkdir(parents=True, exist_ok=True)
-    count = write_all(islice(lines(files), args.limit), args.out)
-    provenance = {"name": about.name, "kind": "real", "licence": about.licence,
-                  "source": about.page, "recipe": about.recipe}
-    write_manifest(args.out, count, provenance, records)
+    with only_writer(args.out):
+        count = write_all(islice(lines(files), args.limit), args.out)
+        clear(args.out, count)  # of a run with a higher limit
+        provenance = {"name": about.name, "kind": "real", "licence": about.licence,
+                      "source": about.page, "recipe": about.recipe}
+        write_manifest(args.out, count, provenance, records)
     report(args.out)
 
 
 def write_all(lines: Iterable[Line], out: Path) -> int:
-    """Write the shards that are not whole yet; how many there are."""
+    """Write the shards that are not whole yet; how many there are.
+
+    Raises FileExistsError where one is there that holds other lines.
+    """
     lines, hosts, count = iter(lines), Hosts(), 0
     with ThreadPoolExecutor(WORKERS) as pool, tqdm(unit="picture") as bar:
         while chunk := list(islice(lines, LINES)):
-            if not (out / f"{count:05d}.json").is_file():
+            if not fits(out, count, [(line.key, [line.caption]) for line in chunk]):
                 found = pool.map(lambda line: picture(line, hosts), chunk)
                 write_shard(found, out, count)
             count += 1

@@ -61,7 +61,7 @@ def single_objects(pairs: Pairs, n: int) -> Pairs:
     `text_one`, what the caption says of it; present in the first n scenes."""
     pictures = pairs["image"]
     alone = Lazy([(background, things[:1]) for background, things in pictures.sources],
-                 pictures.read)
+                 pictures.read, version=pictures.version)
     relations = pairs.tables["names"]["relation"]
     first = []
     for text in pairs["text"]:

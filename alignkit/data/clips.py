@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alignkit.data.columns import Lazy, digest
+from alignkit.data.columns import BY_PROVENANCE, Lazy, digest
 from alignkit.data.emoji import sources_hash
 from alignkit.data.fetch import asset
 from alignkit.data.pairs import Pairs, Provenance
@@ -121,7 +121,8 @@ def clips(
              "direction": list(DIRECTIONS), "speed": list(SPEEDS),
              "ground": list(GROUNDS)}  # fmt: skip
     video = Lazy(rows, partial(draw_clip, folder=asset("openmoji") / "svg",
-                               frames=frames, size=size), "video")  # fmt: skip
+                               frames=frames, size=size), "video",
+                 BY_PROVENANCE)  # fmt: skip
     recipe = f"{RECIPE} {n} {corpus_seed} {captions} {frames} {size} {held_out}"
     sha = hashlib.sha256((digest(video) + digest(text)
                           + sources_hash(["openmoji"], recipe)).encode())

@@ -2,12 +2,17 @@
 sounds, or a list of texts; and the three things done to any of them."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from alignkit.data import keys
+
+BY_PROVENANCE = "told by the provenance"
 
 
 class Tokens(NamedTuple):
@@ -26,13 +31,21 @@ class Lazy:
     `sources` are paths or small descriptions (one a row); `read(source)` gives a PIL
     RGB image (`kind="picture"`), `(waveform [t], rate in Hz)` (`kind="sound"`) or
     frames [t, h, w, 3] (uint8, RGB; `kind="video"`).
+
+    version: a name of your own for what `read` gives. With None the files' bytes and the
+    code of `read` tell two columns apart (features are cached by that); give a name, and
+    another one whenever the pictures change, where they cannot (a data base, an address)
+    or where reading all files again takes too long. Corpora give `BY_PROVENANCE`: their
+    `Provenance.hash` is of all that decides the rows.
     """
 
-    def __init__(self, sources: Sequence, read: Callable, kind: str = "picture"):
+    def __init__(self, sources: Sequence, read: Callable, kind: str = "picture",
+                 version: str | None = None):
         if kind not in ("picture", "sound", "video"):
             raise ValueError("kind must be 'picture', 'sound' or 'video', "
                              f"got {kind!r}")
         self.sources, self.read, self.kind = list(sources), read, kind
+        self.version = version
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -78,7 +91,7 @@ def take(column: Column, rows: Tensor) -> Column:
         return Tokens(take(column.values, rows), take(column.mask, rows))
     if isinstance(column, Lazy):
         picked = [column.sources[i] for i in rows.tolist()]
-        return Lazy(picked, column.read, column.kind)
+        return Lazy(picked, column.read, column.kind, column.version)
     if isinstance(column, Tensor):
         return column.index_select(0, rows)  # whole rows: 4 times as fast as column[rows]
     return [column[i] for i in rows.tolist()]
@@ -118,6 +131,29 @@ def whole_numbers(name: str, values) -> Tensor:
     return values.long()
 
 
+def half_pair(text: str) -> int:
+    """1 + the place of the first half of a surrogate pair (of an emoji that was cut in
+    two), 0 if there is none."""
+    found = re.search("[\ud800-\udfff]", text)
+    return found.start() + 1 if found else 0
+
+
+def texts(name: str, values: Sequence) -> list[str]:
+    """`values` as texts, whole numbers written out. Raises TypeError naming the argument
+    and the first that is neither, ValueError for half a surrogate pair."""
+    found = []
+    for row, value in enumerate(values):
+        if isinstance(value, Tensor) and value.dim() == 0 or hasattr(value, "dtype"):
+            value = value.item()
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise TypeError(f"{name} needs texts, one a row; {name}[{row}] is {value!r} "
+                            f"({type(value).__name__})")
+        if half_pair(str(value)):
+            raise ValueError(f"{name}[{row}] holds half a surrogate pair: {value!r}")
+        found.append(str(value))
+    return found
+
+
 def check_column(name: str, column: Column) -> None:
     """Refuse what cannot be a column, by name."""
     if not name.isidentifier() or name in RESERVED:
@@ -153,6 +189,12 @@ def check_column(name: str, column: Column) -> None:
                     f"column {name!r}: row {row} is {text!r}, a list holds texts; "
                     "pictures and sounds go into Lazy, numbers into a tensor"
                 )
+            if half := half_pair(text):
+                raise ValueError(
+                    f"column {name!r}: row {row} holds half a surrogate pair at character "
+                    f"{half - 1}, which no file can hold; decode the text anew or drop it "
+                    "(text.encode('utf-8', 'ignore').decode())"
+                )
     elif not isinstance(column, Lazy):
         raise TypeError(
             f"column {name!r} must be a tensor, Tokens, Lazy or a list of texts, "
@@ -160,15 +202,17 @@ def check_column(name: str, column: Column) -> None:
         )
 
 
-def digest(column: Column) -> str:
-    """sha256 (hex) of a column's content; for pictures and sounds, of the files' bytes
-    where the sources are files, otherwise of their descriptions."""
+def digest(column: Column, *, told: bool = True) -> str:
+    """sha256 (hex) of a column's content; of pictures, sounds and videos that of what
+    decides it. told: of a corpus's own ones the provenance tells how they are read."""
     sha = hashlib.sha256()
     for part in column if isinstance(column, Tokens) else (column,):
         if isinstance(part, Tensor):
             sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
             sha.update(part.detach().cpu().contiguous().view(torch.uint8).numpy())
         elif isinstance(part, Lazy):
+            if part.version != BY_PROVENANCE or not told:
+                return decided(part)[0]
             for source in part.sources:
                 is_file = isinstance(source, Path) and source.is_file()
                 sha.update(source.read_bytes() if is_file else repr(source).encode())
@@ -176,6 +220,14 @@ def digest(column: Column) -> str:
             for text in part:
                 sha.update(f"{len(text)}:{text}".encode())
     return sha.hexdigest()
+
+
+def decided(column: Lazy) -> tuple[str, list[str]]:
+    """(sha256 in hex of what decides its rows, what of it cannot be told)."""
+    if column.version not in (None, BY_PROVENANCE):
+        named = repr([column.version, column.kind, column.sources])
+        return hashlib.sha256(named.encode("utf-8", "surrogatepass")).hexdigest(), []
+    return keys.content(column.sources, column.read, column.kind)
 
 
 def shape_of(column: Column) -> str:

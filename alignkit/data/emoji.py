@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from alignkit.data.columns import Lazy
+from alignkit.data.columns import BY_PROVENANCE, Lazy
 from alignkit.data.corpora import choose, column, some_groups, together
 from alignkit.data.fetch import asset, manifest
 from alignkit.data.pairs import Pairs, Provenance
@@ -112,7 +112,8 @@ def emoji(language: str | Sequence[str] = "en", *, skin_tones: bool = False,
              for name, words in known.items()}
     pictures = [drawn[name][bare(found[i].code)] for name, i in at]
     return Pairs.make(
-        {"image": Lazy(pictures, partial(draw, size=size)), **texts},
+        {"image": Lazy(pictures, partial(draw, size=size), version=BY_PROVENANCE),
+         **texts},
         ids=[stems[bare(found[i].code)] + f" {name}" * (len(styles) > 1)
              for name, i in at],
         item=_first_alike([item[i] for _, i in at]),

@@ -17,6 +17,7 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -43,9 +44,35 @@ def manifest() -> dict[str, dict]:
 
 
 def cache_dir() -> Path:
-    """The cache folder: env ALIGNKIT_CACHE, else `~/.cache/alignkit`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("ALIGNKIT_CACHE") or Path(base, "alignkit")).absolute()
+    """The cache folder: env ALIGNKIT_CACHE, else `~/.cache/alignkit`.
+
+    Raises RuntimeError where there is neither that variable nor a home directory.
+    """
+    if named := os.environ.get("ALIGNKIT_CACHE"):
+        return Path(named).absolute()
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:  # a user without an entry, as in some containers
+        raise RuntimeError(f"no place for the cache ({error}): set the environment "
+                           "variable ALIGNKIT_CACHE to a folder") from None
+    return Path(base, "alignkit").absolute()
+
+
+def writable(folder: Path) -> Path:
+    """A folder of the cache, made if need be.
+
+    Raises PermissionError, with what to set, where nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK) else "no permission to write"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise PermissionError(
+            f"the cache {folder} lacks what is needed and cannot be written ({reason}): "
+            "set the environment variable ALIGNKIT_CACHE to a folder of yours")
+    return folder
 
 
 def asset(name: str) -> Path:
@@ -100,7 +127,7 @@ def ensure(name: str, entry: dict) -> Path:
         return folder
     # Whole before any lock is asked for: a cache may be shared and read-only.
     if not _is_whole(folder, entry):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        writable(folder.parent)
         with FileLock(f"{folder}.lock"):  # a second process waits, then finds it whole
             if not _is_whole(folder, entry):
                 _install(name, entry, folder)
@@ -137,7 +164,7 @@ def _hashes(folder: Path, *, rehash: bool = False) -> dict[str, str]:
     stamp = folder.with_name(f"{folder.name}.stamp.json")
     try:
         stamped = json.loads(stamp.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         stamped = {}
     known = {} if rehash else stamped
     now = {}
@@ -149,8 +176,11 @@ def _hashes(folder: Path, *, rehash: bool = False) -> dict[str, str]:
         now[name] = [info.st_size, info.st_mtime_ns, sha256]
     if now != stamped:
         temporary = stamp.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(now), "utf-8")
-        os.replace(temporary, stamp)
+        # A cache that was copied has other times and may be read-only: a stamp only
+        # saves reading the files again.
+        with suppress(OSError):
+            temporary.write_text(json.dumps(now), "utf-8")
+            os.replace(temporary, stamp)
     return {name: sha256 for name, (_, _, sha256) in now.items()}
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from alignkit.data.columns import Lazy
+from alignkit.data.columns import BY_PROVENANCE, Lazy
 from alignkit.data.corpora import choose, column, on_white, plain, some_groups, together
 from alignkit.data.emoji import sources_hash
 from alignkit.data.fetch import asset, cache_dir
@@ -88,7 +88,8 @@ def furniture(language: str | Sequence[str] = "en", *, size: int = 224,
     columns: dict = {
         "points": points,
         "image": Lazy([(p.library, p.icon) for p in found],
-                      partial(_icon, folder=folder, size=size)),
+                      partial(_icon, folder=folder, size=size),
+                      version=BY_PROVENANCE),
     }
     present = {}
     for code in asked:

@@ -54,7 +54,7 @@ def identities(scenes: Pairs, fields: Sequence[str] = ("noun", "colour"),
     things = [{f: names[f][int(objects[f][row])] for f in FIELDS} for row in rows]
     pictures = scenes["image"]
     cuts = Lazy([(pictures.sources[i], tuple(b)) for i, b in zip(scene, box.tolist())],
-                partial(cut_out, read=pictures.read))
+                partial(cut_out, read=pictures.read), version=pictures.version)
     return Pairs.make(
         {"image": cuts, "scene": scene, "box": box, "text": [
             caption(thing, k % each + k // each) for k, thing in enumerate(things)]},

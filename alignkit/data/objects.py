@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from alignkit.data.columns import Lazy, digest
+from alignkit.data.columns import BY_PROVENANCE, Lazy, digest
 from alignkit.data.emoji import sources_hash
 from alignkit.data.fetch import asset
 from alignkit.data.pairs import Pairs, Provenance
@@ -54,7 +54,8 @@ def objects(each: int = 20, *, corpus_seed: int = 0, size: int = CANVAS) -> Pair
             for k in range(each) for noun in NOUNS]
     things = [placed[-1] for _, placed in made]
     image = Lazy([(background, tuple(map(tuple, placed))) for background, placed in made],
-                 partial(draw_objects, folder=asset("openmoji") / "svg", size=size))
+                 partial(draw_objects, folder=asset("openmoji") / "svg", size=size),
+                 version=BY_PROVENANCE)
     hash_ = hashlib.sha256(digest(image).encode() + sources_hash(
         ["openmoji"], f"{RECIPE} {each} {corpus_seed} {size}").encode())
     names = {"noun": list(NOUNS), "colour": list(COLOURS), "shape": list(SHAPES)}

@@ -13,7 +13,7 @@ from torch import Tensor
 from alignkit.data import shard_files, storage
 from alignkit.data.columns import (
     Column, Lazy, Tokens, check_column, digest, length, made_of, parent, row_numbers,
-    shape_of, take, whole_numbers,
+    shape_of, take, texts, whole_numbers,
 )  # fmt: skip
 from alignkit.data.tables import Table, open_picture, read_folder, read_table
 
@@ -48,10 +48,10 @@ class Pairs:
     """n aligned rows.
 
     columns: name -> tensor [n, …], `Tokens`, `Lazy` pictures or sounds, or texts.
-    ids [n]: a name a row. item [n]: rows of equal item are right answers to each other
-    (many captions an image share one). group [n]: variants of one thing, kept on one
-    side of a split; never finer than item. present[column] [n]: False where that
-    modality is missing. labels[name] [n]: classes, named in label_names[name].
+    ids [n]: a name a row (numbers are written out). item [n]: rows of equal item are right
+    answers to each other (many captions an image share one). group [n]: variants of one
+    thing, kept on one side of a split; never finer than item. present[column] [n]: False
+    where that modality is missing. labels[name] [n]: classes, named in label_names[name].
     tables: what is not a row (edges, interactions, a vocabulary, boxes).
     """
 
@@ -91,7 +91,7 @@ class Pairs:
         n = length(next(iter(columns.values())))
         if not n:
             raise ValueError(f"column {[*columns][0]!r} has no rows")
-        ids = [str(i) for i in range(n)] if ids is None else list(ids)
+        ids = [str(i) for i in range(n)] if ids is None else texts("ids", ids)
         item = torch.arange(n) if item is None else whole_numbers("item", item)
         group = item if group is None else whole_numbers("group", group)
         present = {name: torch.ones(n, dtype=torch.bool) for name in columns} | {
@@ -113,7 +113,8 @@ class Pairs:
         if len(torch.stack([item, group]).unique(dim=1)[0]) != len(item.unique()):
             raise ValueError("group splits an item: rows of one item need one group")
         if not provenance:
-            sha = hashlib.sha256(repr([(k, digest(c)) for k, c in columns.items()]).encode())
+            sha = hashlib.sha256(repr([(k, digest(c, told=False))
+                                       for k, c in columns.items()]).encode())
             provenance = Provenance("my pairs", "user", "the user's own", "in memory",
                                     "make 1", sha.hexdigest())
         return cls(dict(columns), ids, item, group, present, labels,
@@ -201,7 +202,9 @@ class Pairs:
 
         Features made of a replaced column would be of the old one: they are dropped.
         """
-        made = "; ".join(f"{name}={digest(c)[:12]}" for name, c in columns.items())
+        told = [getattr(c, "read", None) for c in self.columns.values()]
+        made = "; ".join(f"{k}={digest(c, told=getattr(c, 'read', None) in told)[:12]}"
+                         for k, c in columns.items())
         stale = {c for name in columns if name in self.columns
                  for c in made_of(name, self.columns)} - set(columns)
         kept = {name: c for name, c in self.columns.items() if name not in stale}
@@ -218,9 +221,8 @@ class Pairs:
         for name, column in columns.items():
             check_column(name, column)
             if length(column) != len(self):
-                raise ValueError(
-                    f"column {name!r} has {length(column)} rows, the pairs {len(self)}"
-                )
+                raise ValueError(f"column {name!r} has {length(column)} rows, the pairs "
+                                 f"{len(self)}")
         present, together = dict(self.present), {**self.columns, **columns}
         for name in sorted(columns.keys() - present.keys(), key=len):
             source = parent(name, together)
@@ -253,10 +255,8 @@ class Pairs:
         n_val, n_test = (round(f * len(groups)) for f in fractions[1:])
         n_train = len(groups) - n_val - n_test
         if min(n_train, n_val, n_test) < 1:
-            raise ValueError(
-                f"a split {tuple(fractions)} needs more than {len(groups)} different "
-                "items (rows that share a picture count once)"
-            )
+            raise ValueError(f"a split {tuple(fractions)} needs more than {len(groups)} "
+                             "different items (rows that share a picture count once)")
         order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
         parts = groups[order].split([n_train, n_val, n_test])
         return Splits(*(self.select(torch.isin(self.group, part)) for part in parts))

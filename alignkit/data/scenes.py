@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alignkit.data.columns import Lazy, digest
+from alignkit.data.columns import BY_PROVENANCE, Lazy, digest
 from alignkit.data.emoji import sources_hash
 from alignkit.data.fetch import asset
 from alignkit.data.pairs import Pairs, Provenance
@@ -101,7 +101,8 @@ def scenes(n: int = 2000, *, corpus_seed: int = 0, size: int = 224) -> Pairs:
              for _, things in made]  # fmt: skip
     sources = [(background, tuple(map(tuple, things))) for background, things in made]
     image = Lazy(sources,
-                 partial(draw_scene, folder=asset("openmoji") / "svg", size=size))
+                 partial(draw_scene, folder=asset("openmoji") / "svg", size=size),
+                 version=BY_PROVENANCE)
     hash_ = hashlib.sha256(digest(image).encode() + sources_hash(
         ["openmoji"], f"{RECIPE} {n} {corpus_seed} {size}").encode())
     return Pairs.make(

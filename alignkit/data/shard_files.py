@@ -9,41 +9,18 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from alignkit.data.blobs import COLUMN, KIND, READ, Blob, Place, fetch, read
 from alignkit.data.columns import Lazy
+from alignkit.data.keys import content
+from alignkit.data.samples import SPLITS, Sample, Skipped, check, writable_text
 
 FORMAT, MANIFEST = 1, "shards.json"
-SPLITS = ["train", "val", "test"]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An item to be written: `files` maps an ending ("jpg") to bytes or to a path.
-
-    key: letters, digits, - and _. group: what stays on one side of a split (default:
-    the item alone). split: the official one, "train", "val" or "test".
-    """
-
-    key: str
-    files: dict[str, bytes | Path]
-    captions: list[str] = field(default_factory=list)
-    labels: dict[str, str] = field(default_factory=dict)
-    group: str = ""
-    split: str = ""
-
-
-class Skipped(NamedTuple):
-    """An item that could not be had, and why."""
-
-    key: str
-    reason: str
 
 
 # Writing ------------------------------------------------------------------------------
@@ -58,10 +35,11 @@ def write_shard(samples: Iterable[Sample | Skipped], folder: Path, number: int) 
     with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             if isinstance(sample, Sample):
-                _check(sample)
+                sample = check(sample)
+            if isinstance(sample, Sample):
                 sample = _load(sample)
             if isinstance(sample, Skipped):
-                skipped.append(list(sample))
+                skipped.append([writable_text(part) for part in sample])
                 continue
             about = {"key": sample.key, "captions": list(sample.captions),
                      "labels": sample.labels, "group": sample.group,
@@ -85,30 +63,20 @@ def write_shard(samples: Iterable[Sample | Skipped], folder: Path, number: int) 
                                             "items": items, "skipped": skipped})
 
 
-def _check(sample: Sample) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", sample.key):
-        raise ValueError(f"key {sample.key!r}: 1 to 80 letters, digits, - and _")
-    if unknown := set(sample.files) - set(COLUMN):
-        raise ValueError(f"{sample.key}: ending {min(unknown)!r} is none of "
-                         f"{', '.join(COLUMN)}")
-    if sample.split not in ("", *SPLITS):
-        raise ValueError(f"{sample.key}: split {sample.split!r} is none of {SPLITS}")
-
-
 def _load(sample: Sample) -> Sample | Skipped:
     """The sample with its bytes, if they can be decoded."""
     files = {}
     for ending, content in sample.files.items():
         try:
-            raw = content.read_bytes() if isinstance(content, Path) else content
+            raw = content.read_bytes() if isinstance(content, Path) else bytes(content)
             READ[COLUMN[ending]](Blob(f"its {ending}", raw))
         except FileNotFoundError:
             return Skipped(sample.key, f"there is no file {Path(content).name}")
         except (ValueError, OSError) as error:
             return Skipped(sample.key, str(error))
         files[ending] = raw
-    return Sample(sample.key, files, sample.captions, sample.labels, sample.group,
-                  sample.split) if files else Skipped(sample.key, "it has no file")
+    return replace(sample, files=files) if files else Skipped(sample.key,
+                                                              "it has no file")
 
 
 def write_manifest(
@@ -233,8 +201,10 @@ def table(manifest: dict, items: list, skipped: list, blob_of) -> tuple[dict, di
         if name == "points":
             columns[name] = torch.stack([read(s, name, blob_of) for s in sources])
         else:
+            # The bytes are those of the provenance's hash; how they are read may change.
+            how, _ = content([], READ[name], KIND[name])
             columns[name] = Lazy(sources, partial(read, column=name, blob_of=blob_of),
-                                 KIND[name])
+                                 KIND[name], f"shards, read by {how}")
     labels = {}
     for label, names in manifest["label_names"].items():
         at = {value: i for i, value in enumerate(names)}

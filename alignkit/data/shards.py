@@ -21,7 +21,9 @@ from alignkit.data import shard_files
 from alignkit.data.blobs import COLUMN, Blob
 from alignkit.data.download import file_hash
 from alignkit.data.pairs import Pairs, Provenance, Splits
-from alignkit.data.shard_files import SPLITS, Sample, Skipped
+from alignkit.data.samples import Sample, Seen, Skipped, writable_text
+from alignkit.data.shard_files import SPLITS
+from alignkit.data.writing import clear, only_writer
 
 __all__ = ["Sample", "Skipped", "changed_shards", "official_splits", "open_shards",
            "read_shards", "write_shards"]
@@ -34,8 +36,10 @@ def write_shards(
 ) -> None:  # fmt: skip
     """Write tar shards (KEY.jpg, KEY.json) and, when all are whole, `shards.json`.
 
-    Pictures and sounds are kept as the bytes that they came as; each is decoded once,
-    and what fails is skipped, counted in a warning and named in `tables["skipped"]`.
+    Pictures and sounds are kept as the bytes that they came as; each is decoded once.
+    A sample whose file fails, or with a caption, label or group that is no text, blank or
+    holds half a surrogate pair, is skipped, counted in a warning and named in
+    `tables["skipped"]`. Shards of a run that was cut off are removed, and said.
 
     Args:
         samples: items, each with a key of its own; `Skipped` ones are only recorded.
@@ -43,22 +47,29 @@ def write_shards(
         name, licence, source, kind, recipe: the pairs' `Provenance`.
         downloads: what the data were made of (URL, sha256, …), for the manifest.
 
-    Raises: FileExistsError if `folder` holds whole shards: nothing is overwritten;
-        ValueError for a wrong key, ending or split, and if no item could be written.
+    Raises: FileExistsError if `folder` holds whole shards, tars that are not alignkit's
+        or another writer is at work there: nothing is overwritten; ValueError for a
+        wrong or second key, ending, split or other labels than before, and if no item
+        could be written.
     """
-    folder, samples = Path(folder), iter(samples)
+    folder, samples, seen = Path(folder), iter(samples), Seen()
     if (folder / shard_files.MANIFEST).exists():
         raise FileExistsError(f"{folder} holds shards: name a new folder")
     if items_per_shard < 1:
         raise ValueError(f"items_per_shard must be at least 1, got {items_per_shard}")
-    folder.mkdir(parents=True, exist_ok=True)
-    count = 0
-    while batch := list(islice(samples, items_per_shard)):
-        shard_files.write_shard(batch, folder, count)
-        count += 1
     provenance = {"name": name, "kind": kind, "licence": licence, "source": source,
                   "recipe": recipe}
-    shard_files.write_manifest(folder, count, provenance, list(downloads))
+    for field, text in provenance.items():
+        if writable_text(text) != text:
+            raise ValueError(f"{field} must be a text that UTF-8 can hold, got "
+                             f"{writable_text(text)!r}")
+    with only_writer(folder):
+        clear(folder)
+        count = 0
+        while batch := list(islice(map(seen.check, samples), items_per_shard)):
+            shard_files.write_shard(batch, folder, count)
+            count += 1
+        shard_files.write_manifest(folder, count, provenance, list(downloads))
     shards = shard_files.read_manifest(folder)["shards"]
     tell([one for shard in shards for one in
           shard_files.read_index(folder, shard)["skipped"]])

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from alignkit.data.columns import Lazy
+from alignkit.data.columns import BY_PROVENANCE, Lazy
 from alignkit.data.corpora import choose, hear, some_groups, together
 from alignkit.data.emoji import LANGUAGES, emoji, sources_hash
 from alignkit.data.fetch import asset, machine, manifest
@@ -73,10 +73,12 @@ def _read_by_people(languages: list[str], size: int, limit: int | None) -> Pairs
     text = [stamp.sentences[code] for code, _, stamp in rows]
     return Pairs.make(
         {
-            "speech": Lazy([s.spoken[code] for code, _, s in rows], hear, "sound"),
+            "speech": Lazy([s.spoken[code] for code, _, s in rows], hear, "sound",
+                           BY_PROVENANCE),
             "text": text,
             "text_en": [s.sentences["en"] for _, _, s in rows],
-            "image": Lazy([s.picture for _, _, s in rows], partial(draw, size=size)),
+            "image": Lazy([s.picture for _, _, s in rows], partial(draw, size=size),
+                          version=BY_PROVENANCE),
         },
         ids=[f"{stamp.name} {code}" for code, _, stamp in rows],
         item=together([[(row[0], said)] for row, said in zip(rows, text, strict=True)]),
@@ -105,7 +107,8 @@ def _read_by_espeak(languages: list[str], size: int, limit: int | None) -> Pairs
     things = base.select(rows)
     return Pairs.make(
         {
-            "speech": Lazy(list(zip(spoken, text, strict=True)), say, "sound"),
+            "speech": Lazy(list(zip(spoken, text, strict=True)), say, "sound",
+                           BY_PROVENANCE),
             "text": text,
             "text_en": things["text" if asked[0] == "en" else "text_en"],
             "image": things["image"],

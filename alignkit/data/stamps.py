@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from alignkit.data.columns import Lazy
+from alignkit.data.columns import BY_PROVENANCE, Lazy
 from alignkit.data.corpora import (
     choose, column, hear, on_white, plain, some_groups, together,
 )  # fmt: skip
@@ -82,7 +82,8 @@ def stamps(language: str | Sequence[str] = "en", *, size: int = 224,
     kept = some_groups(group, [stamp.name for stamp in found], limit)
     found = [found[row] for row in kept]
 
-    pictures = Lazy([stamp.picture for stamp in found], partial(draw, size=size))
+    pictures = Lazy([stamp.picture for stamp in found], partial(draw, size=size),
+                    version=BY_PROVENANCE)
     columns: dict = {"image": pictures}
     for code in asked:
         said = [stamp.sentences.get(code, "") for stamp in found]
@@ -90,8 +91,8 @@ def stamps(language: str | Sequence[str] = "en", *, size: int = 224,
     for code in asked:
         if code in SPOKEN:
             columns[column("speech", code, asked[0])] = Lazy(
-                [s.spoken.get(code) for s in found], hear, "sound")
-    columns["sound"] = Lazy([s.effect for s in found], hear, "sound")
+                [s.spoken.get(code) for s in found], hear, "sound", BY_PROVENANCE)
+    columns["sound"] = Lazy([s.effect for s in found], hear, "sound", BY_PROVENANCE)
     present = {}
     for name, content in columns.items():
         rows = content.sources if isinstance(content, Lazy) else content

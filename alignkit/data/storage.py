@@ -16,6 +16,7 @@ from torch import Tensor
 
 from alignkit.data.columns import Lazy, Tokens
 from alignkit.data import sounds
+from alignkit.data.links import LeadsOut, inside
 from alignkit.data.pictures import open_picture, to_rgb
 
 FORMAT = 1
@@ -55,6 +56,8 @@ def load(folder: Path) -> tuple[dict, dict]:
             columns = {name: _unpack(c, tensors, folder)
                        for name, c in tree["columns"].items()}
             return columns, _unpack(tree["rest"], tensors, folder)
+    except LeadsOut as error:
+        raise ValueError(f"{folder}: {error}") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError,
             SafetensorError) as error:  # whatever a changed file may lead to
         raise ValueError(f"{folder} is damaged ({type(error).__name__}: {error}); save "
@@ -116,17 +119,9 @@ def _pack(value, key: str, tensors: dict):
                         "dicts and JSON values can be saved") from None
 
 
-def _inside(folder: Path, file: str) -> Path:
-    """The file's path, if it lies in `folder`: a foreign folder may name any file."""
-    path = folder / file
-    if Path(file).is_absolute() or ".." in Path(file).parts or path.is_symlink():
-        raise ValueError(f"{file!r} leads out of the folder")
-    return path
-
-
 def _unpack(packed: dict, tensors: dict, folder: Path):
     if "lazy" in packed:
-        paths = [file and _inside(folder, file) for file in packed["files"]]
+        paths = [file and inside(folder, file) for file in packed["files"]]
         read = {"picture": open_picture, "sound": read_sound,
                 "video": read_video}[packed["lazy"]]
         return Lazy(paths, read, packed["lazy"])

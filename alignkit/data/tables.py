@@ -4,11 +4,15 @@ by line, and refused with the line's number where something is wrong."""
 import csv
 import hashlib
 import io
+import os
+import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
+from alignkit.data.links import twin
 from alignkit.data.pictures import open_picture
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -33,7 +37,7 @@ class _Row(NamedTuple):
 def read_table(path: Path, image: str, caption: str) -> Table:
     """Read a CSV with a header; see `Pairs.from_table` for what is raised."""
     if not path.is_file():
-        raise FileNotFoundError(f"table {path}: no such file")
+        raise FileNotFoundError(f"table {path}: no such file{_meant(path)}")
     lines = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
     rows = []
     try:
@@ -63,20 +67,47 @@ def read_folder(folder: Path) -> Table:
     """Every picture of `folder` that has a text file of its name, a caption a line."""
     if not folder.is_dir():
         raise FileNotFoundError(f"folder {folder}: no such folder")
-    pictures = sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS)
+    # What begins with a dot, systems lay beside the pictures ("._cat.png" of macOS).
+    entries = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+    pictures = [p for p in entries if p.suffix.lower() in ENDINGS and not p.is_dir()]
+    if below := [p.name for p in entries if p.is_dir() and _holds_pictures(p)]:
+        said = (f"{folder}: the pictures in {len(below)} folders in it "
+                f"({', '.join(below[:5])}{' …' * (len(below) > 5)}) are not read; give "
+                "each folder by itself, or a table")
+        if not pictures:
+            raise ValueError(said)
+        warnings.warn(said, stacklevel=3)
     if not pictures:
         raise ValueError(f"{folder} holds no picture ({', '.join(sorted(ENDINGS))})")
     rows = []
     for picture in pictures:
         notes = picture.with_suffix(".txt")
         if not notes.is_file():
-            raise FileNotFoundError(f"{picture} has no caption file {notes.name}")
-        captions = _read_text(notes).splitlines()
+            raise FileNotFoundError(f"{picture} has no caption file {notes.name}"
+                                    f"{_meant(notes)}")
+        captions = re.split("\r\n|\n|\r", _read_text(notes))
         if not any(c.strip() for c in captions):
             raise ValueError(f"{notes}: no caption in it")
         rows += [_Row(f"{notes} line {i}", i, picture, c.strip())
                  for i, c in enumerate(captions, 1) if c.strip()]
     return _check(folder, rows)
+
+
+def _holds_pictures(folder: Path) -> bool:
+    try:
+        names = os.listdir(folder)
+    except OSError:  # it may not be read
+        return False
+    return any(Path(name).suffix.lower() in ENDINGS for name in names if name[0] != ".")
+
+
+def _meant(path: Path) -> str:
+    """Names the file that was meant, where there is one (see `twin`)."""
+    if (found := twin(path)) is None:
+        return ""
+    here, asked = (ascii(str(p.relative_to(path.anchor) if p.is_absolute() else p))
+                   for p in (found, path))
+    return f"; there is {here}, written otherwise than {asked}: rename one"
 
 
 def _read_text(path: Path) -> str:
@@ -118,9 +149,13 @@ def _hash_of_picture(row: _Row) -> str:
     try:
         raw = row.picture.read_bytes()
     except OSError as error:  # missing, a folder, not allowed, a name that is too long
+        if row.picture.is_symlink():
+            raise FileNotFoundError(f"{row.where}: picture {row.picture} is a link to "
+                                    f"{os.readlink(row.picture)}, where nothing is"
+                                    ) from None
         raise FileNotFoundError(
             f"{row.where}: picture {row.picture} cannot be read ({error.strerror}); "
-            "paths are relative to the table"
+            f"paths are relative to the table{_meant(row.picture)}"
         ) from None
     try:
         open_picture(row.picture)

@@ -21,28 +21,29 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from alignkit.data.columns import Tokens
-from alignkit.data.fetch import cache_dir
+from alignkit.data.fetch import cache_dir, writable
 
 BLOCK = 256  # rows between two points from which work can go on
 SHARD_BYTES = 64 * 2**20
 
 
 class Store:
-    """Features of `rows` rows that `fields` describe; their hash names the folder.
+    """Features of `rows` rows that `fields` describe; their hash names the folder, in the
+    cache or in `parent`.
 
     Only a process that holds `locked()` may call `write`.
     """
 
-    def __init__(self, fields: dict, rows: int):
+    def __init__(self, fields: dict, rows: int, parent: str | Path | None = None):
         text = json.dumps(fields, sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()
         self.fields, self.rows = fields, rows
-        self.folder = cache_dir() / "features" / key
+        self.folder = Path(parent or cache_dir() / "features") / key
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Be the one writer; says so where another process has to be waited for."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        writable(self.folder.parent)
         lock = FileLock(self.folder.with_suffix(".lock"))
         try:
             lock.acquire(timeout=2)

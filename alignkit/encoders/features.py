@@ -4,15 +4,19 @@ import hashlib
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from alignkit.data.columns import Lazy, Tokens, digest
+from alignkit.data.columns import (
+    BY_PROVENANCE, Column, Lazy, Tokens, decided, digest,
+)  # fmt: skip
 from alignkit.data.pairs import Pairs
 from alignkit.encoders import (
     bundles,
@@ -95,6 +99,10 @@ def add_features(
     ("all": every layer); tokens=True adds the last layer's `<column>_tokens`. Rows of
     equal source are encoded once. Missing rows are zeros and stay missing.
 
+    Features are kept under all that decides them: the encoder and the rows' content, of a
+    `Lazy` column the files' bytes and the code that reads them. Where that cannot be told
+    (the reader holds a data base, say) they are made anew, and a warning says so.
+
     Raises KeyError for an unknown column, ValueError for one that cannot be encoded.
     """
     encoder = encoder if isinstance(encoder, Encoder) else load(encoder)
@@ -107,25 +115,44 @@ def add_features(
               for k in layers}
     if tokens:
         wanted[f"{column}_tokens"] = (-1, True)
+    content, untold = _content(pairs[column])
     ids = json.dumps([pairs.ids[i] for i in first])
     fields = {
         "corpus": pairs.provenance.hash,
         "column": column,
         "rows": hashlib.sha256(ids.encode()).hexdigest(),
-        # Cheap, and safe where someone gave a provenance of their own.
-        "content": None if isinstance(pairs[column], Lazy) else digest(pairs[column]),
+        "content": content,
         "encoder": [encoder.name, encoder.weights_hash, encoder.preprocessing],
     }
-    # Keyed by what is computed, so that layer −1 and its number share one store.
-    stores = {
-        (k, is_tokens): Store(fields | {"layer": k, "tokens": is_tokens}, len(first))
-        for k, is_tokens in {(encoder.layer(k), t) for k, t in wanted.values()}
-    }
-    _fill(stores, encoder, lambda i: pairs[column][first[i]], len(first), batch_size)
-    return pairs.with_features(**{
-        name: stores[encoder.layer(k), is_tokens].read(at)
-        for name, (k, is_tokens) in wanted.items()
-    })
+    with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory()) if untold else None
+        # Keyed by what is computed, so that layer −1 and its number share one store.
+        stores = {
+            (k, is_tokens): Store(fields | {"layer": k, "tokens": is_tokens}, len(first),
+                                  folder)
+            for k, is_tokens in {(encoder.layer(k), t) for k, t in wanted.values()}
+        }
+        _fill(stores, encoder, lambda i: pairs[column][first[i]], len(first), batch_size)
+        return pairs.with_features(**{
+            name: stores[encoder.layer(k), is_tokens].read(at)
+            for name, (k, is_tokens) in wanted.items()
+        })
+
+
+def _content(column: Column) -> tuple[str | None, bool]:
+    """(what tells the content from other content under the same provenance, and whether
+    something of it could not be told: then with a warning)."""
+    if not isinstance(column, Lazy):  # cheap, and a provenance may be of the user's own
+        return digest(column), False
+    if column.version == BY_PROVENANCE:
+        return None, False
+    content, untold = decided(column)
+    if untold:
+        warnings.warn(
+            f"these features are not kept: they depend on {', '.join(untold[:3])}, and a "
+            "change of that would not be seen. Give Lazy(…, version='1') and another "
+            "version whenever the rows change", stacklevel=3)
+    return content, bool(untold)
 
 
 def _check_column(pairs: Pairs, column: str, encoder: Encoder) -> None:
@@ -153,6 +180,7 @@ def _distinct(pairs: Pairs, column: str) -> tuple[list[int], Tensor]:
             continue
         try:
             source = object() if isinstance(found, Tensor) else sources[row]
+            source = source, _kinds(source)
             hash(source)
         except TypeError:
             source = object()  # what cannot be compared stands for itself
@@ -161,6 +189,12 @@ def _distinct(pairs: Pairs, column: str) -> tuple[list[int], Tensor]:
             first.append(row)
         at.append(places[source])
     return first, torch.tensor(at)
+
+
+def _kinds(source) -> tuple:
+    """The types within: 1, 1.0 and True are equal, what is read of them need not be."""
+    inner = source if isinstance(source, tuple) else ()
+    return type(source), *map(_kinds, inner)
 
 
 def _fill(stores: dict[tuple[int, bool], Store], encoder: Encoder,
