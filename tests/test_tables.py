@@ -112,6 +112,34 @@ def test_from_folder(folder):
     assert pairs.item.tolist() == [0, 0, 1, 2]
 
 
+def test_captions_of_a_folder_end_at_line_ends_alone(folder):
+    """As in a table: U+2028, NEL, vertical tab and form feed stand within a caption."""
+    words = "one\u2028two\x0bthree\x85four\x0cfive\u2029six\x1cseven\x1d\x1eeight"
+    (folder / "cat.txt").write_bytes(f"{words}\r\na cat\rmy cat\n\n\rhers".encode())
+    for name in ("dog", "owl"):
+        (folder / f"{name}.txt").write_bytes(b"\xef\xbb\xbfa caption\n")
+    pairs = Pairs.from_folder(folder)
+    assert pairs["text"] == [words, "a cat", "my cat", "hers", "a caption", "a caption"]
+    assert pairs.ids[:4] == ["cat.png#1", "cat.png#2", "cat.png#3", "cat.png#6"]
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"),
+                        min_size=1, max_size=8), min_size=1, max_size=4, unique_by=str.strip),
+       st.sampled_from(["\n", "\r\n", "\r"]))
+@settings(max_examples=examples(150), deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+def test_any_captions_come_back_line_by_line(folder, lines, end):
+    for name in ("dog", "owl"):
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    (folder / "cat.txt").write_bytes(end.join(lines).encode())
+    kept = [line.lstrip("\ufeff" if k == 0 else "").strip() for k, line in enumerate(lines)]
+    kept = [line for line in kept if line]
+    try:
+        assert Pairs.from_folder(folder)["text"] == kept
+    except ValueError as error:
+        assert not kept and "no caption" in str(error) or len(set(kept)) < len(kept)
+
+
 # --- what is refused ---------------------------------------------------------------
 
 WRONG = {

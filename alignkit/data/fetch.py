@@ -181,6 +181,8 @@ def _hashes(folder: Path, *, rehash: bool = False) -> dict[str, str]:
         with suppress(OSError):
             temporary.write_text(json.dumps(now), "utf-8")
             os.replace(temporary, stamp)
+        with suppress(OSError):
+            temporary.unlink()
     return {name: sha256 for name, (_, _, sha256) in now.items()}
 
 

@@ -106,7 +106,9 @@ class Key:
     def _text(self, x: str | PurePath) -> None:
         text = os.fspath(x)
         self.add("path" if isinstance(x, PurePath) else "text", text)
-        if not text or len(text) > 4096 or "\0" in text or "\n" in text:
+        if len(text) > 4096 or "\0" in text or "\n" in text:
+            return
+        if not text.strip("./") and isinstance(x, str):  # punctuation of code
             return
         try:
             if os.path.isfile(text):
@@ -122,6 +124,9 @@ class Key:
     def _folder(self, folder: str) -> None:
         """Each file's name, size and time, in it and below."""
         self.add("folder")
+        if os.path.dirname(os.path.realpath(folder)) == os.path.realpath(folder):
+            self.untold.append("the whole disk")
+            return
         for number, path in enumerate(walk(folder)):
             if number == MOST_FILES:
                 self.untold.append(f"the folder {folder!r} of over {MOST_FILES:,} files")

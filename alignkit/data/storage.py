@@ -113,7 +113,12 @@ def _pack(value, key: str, tensors: dict):
         entries = [[k, _pack(v, f"{key}/{k}", tensors)] for k, v in value.items()]
         return {"dict": entries}
     try:
+        json.dumps(value, ensure_ascii=False).encode()
         return {"json": json.loads(json.dumps(value))}
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{key} holds half a surrogate pair, which no file can hold: "
+                         f"{error.object[max(0, error.start - 20):error.end]!a}"
+                         ) from None
     except TypeError:
         raise TypeError(f"{key} holds a {type(value).__name__}: only tensors, tokens, "
                         "dicts and JSON values can be saved") from None

@@ -149,7 +149,7 @@ def _hash_of_picture(row: _Row) -> str:
     try:
         raw = row.picture.read_bytes()
     except OSError as error:  # missing, a folder, not allowed, a name that is too long
-        if row.picture.is_symlink():
+        if os.path.islink(row.picture):
             raise FileNotFoundError(f"{row.where}: picture {row.picture} is a link to "
                                     f"{os.readlink(row.picture)}, where nothing is"
                                     ) from None
