@@ -314,3 +314,54 @@ def test_two_keys_are_equal_where_the_values_are(a, b):
         assert held(a) != held(b)
         assert decided(Lazy([a], plain))[0] != decided(Lazy([b], plain))[0]
     json.dumps(decided(Lazy([a], lambda k: b)))  # words only
+
+
+# --- a module of one's own -------------------------------------------------------------
+class Times(torch.nn.Module):
+    factor, calls = 2, 0
+
+    def __init__(self, shift=0.0, shown=None):
+        super().__init__()
+        self.shift, self.shown = torch.tensor(shift), shown  # no buffer
+
+    def forward(self, x):
+        Times.calls += 1
+        return self.factor * x + self.shift + (self.shown(x) if self.shown else 0)
+
+
+def outside(x):
+    return FACTOR * x
+
+
+def test_a_module_is_told_by_all_that_its_code_reaches(monkeypatch, own_cache):
+    pairs = Pairs.make({"x": torch.tensor([[1.0], [2.0]])})
+
+    def made(model):
+        return add_features(pairs, "x", model)["x_features"][:, 0].tolist()
+
+    for _ in range(2):
+        assert made(Times()) == [2, 4] and made(Times(1.0)) == [3, 5]
+        assert made(Times(shown=outside)) == [3, 6]
+        assert made(Times(shown=lambda x: 7 * x)) == [9, 18]
+        assert made(Times().train()) == [2, 4]
+    kept = len(list(own_cache.rglob("index.json")))
+    assert kept == 4  # a counter that the code counts itself is no setting
+    monkeypatch.setattr(Times, "factor", 10)
+    assert made(Times()) == [10, 20]
+    monkeypatch.setattr("test_keys.FACTOR", 5)
+    assert made(Times(shown=outside)) == [15, 30]
+    with pytest.warns(UserWarning, match="not kept: they depend on a _thread.lock.*forward"):
+        lock = threading.Lock()
+        assert made(Times(shown=lambda x: 0 * x if lock else x)) == [10, 20]
+
+
+def test_a_counter_of_a_reader_does_not_encode_anew():
+    count = 0
+
+    def read(k):
+        nonlocal count
+        count += 1
+        return plain(5 * k)
+
+    column = Lazy([1, 2], read)
+    assert reds(column) == [5, 10] and encoded(column) == 0 and count == 2

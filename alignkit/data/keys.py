@@ -8,6 +8,7 @@ named (`Key.untold`) and such features are not cached.
 """
 
 import builtins
+import dis
 import functools
 import hashlib
 import os
@@ -87,6 +88,7 @@ class Key:
             ((set, frozenset), lambda x: self._each(sorted(x, key=repr))),
             ((dict, types.MappingProxyType), lambda x: self._each(x.items())),
             (Tensor, self._tensor),
+            (torch.nn.Module, self._network),
             (types.ModuleType, self._module),
             (functools.partial, lambda x: self._each([x.func, x.args, x.keywords])),
             (types.MethodType, lambda x: self._each([x.__func__, x.__self__])),
@@ -98,9 +100,9 @@ class Key:
         ]
 
     def _each(self, values) -> None:
-        self.add(len(values))
         for value in values:
             self.value(value)
+        self.add("end")
 
     # Files -----------------------------------------------------------------------------
     def _text(self, x: str | PurePath) -> None:
@@ -157,12 +159,13 @@ class Key:
         if _is_library(x):
             return self._version(x.__module__)
         self._each([x.__code__, x.__defaults__, x.__kwdefaults__, vars(x)])
-        for cell in x.__closure__ or ():
+        changed = _changed(x.__code__)  # a counter, say
+        for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=True):
             try:
-                self.value(cell.cell_contents)
+                self.value(None if name in changed else cell.cell_contents)
             except ValueError:
                 self.add("an empty cell")
-        for name in sorted(_names(x.__code__)):
+        for name in sorted(_names(x.__code__) - changed):
             if name in x.__globals__:
                 self.add(name)
                 self.value(x.__globals__[name])
@@ -176,9 +179,11 @@ class Key:
         if _is_library(x):
             return self._version(x.__module__)
         self._each(x.__bases__)
-        self._each({k: v for k, v in vars(x).items() if k not in MAKES_A_CLASS and not
-                    isinstance(v, types.GetSetDescriptorType | types.MemberDescriptorType)
-                    }.items())
+        changed = set().union(*(_changed(f.__code__) for f in vars(x).values()
+                                if isinstance(f, types.FunctionType)))
+        self._each((k, v) for k, v in list(vars(x).items()) if not (
+            k in MAKES_A_CLASS or k in changed
+            or isinstance(v, types.GetSetDescriptorType | types.MemberDescriptorType)))
 
     def _module(self, x: types.ModuleType) -> None:
         self.add(x.__name__)
@@ -226,6 +231,11 @@ class Key:
             return self._each({**slots, **vars(x)}.items())
         self.untold.append(f"a {kind.__module__}.{kind.__qualname__}")
 
+    def _network(self, x: torch.nn.Module) -> None:
+        """It runs in eval mode, whatever its mode is."""
+        self._class(type(x))
+        self._each((k, v) for k, v in vars(x).items() if k != "training")
+
     def _array(self, x) -> None:
         import numpy as np
 
@@ -252,6 +262,15 @@ def _names(code: types.CodeType) -> set[str]:
     """Names that a code and those within it look up."""
     return set(code.co_names).union(
         *(_names(c) for c in code.co_consts if isinstance(c, types.CodeType)))
+
+
+def _changed(code: types.CodeType) -> set[str]:
+    """Names outside it that a code, or one within it, sets itself."""
+    found = {step.argval for step in dis.get_instructions(code)
+             if step.opname in ("STORE_ATTR", "STORE_GLOBAL")
+             or step.opname == "STORE_DEREF" and step.argval in code.co_freevars}
+    return found.union(*(_changed(c) for c in code.co_consts
+                         if isinstance(c, types.CodeType)))
 
 
 def _is_library(x) -> bool:

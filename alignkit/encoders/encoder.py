@@ -30,7 +30,10 @@ class Encoder:
 
     widths: layer -> d; -1 stands for the last layer. weights_hash and preprocessing
     tell two encoders apart in the cache. The weights are read by `build` at the first
-    call of `encode`, so that features that are in the cache cost no model.
+    call of `encode`, so that features that are in the cache cost no model. untold: what
+    decides the features and is not told by these; they are then not cached. notes: what
+    was seen of the inputs since it was emptied, texts that were cut, say: words -> the
+    inputs; `add_features` says so.
     """
 
     name: str
@@ -39,6 +42,8 @@ class Encoder:
     weights_hash: str
     preprocessing: str
     build: Callable[[], Run] = field(repr=False)
+    untold: list[str] = field(default_factory=list, repr=False)
+    notes: dict[str, list[str]] = field(default_factory=dict, repr=False)
     _run: Run | None = field(default=None, init=False, repr=False)
 
     def layer(self, k: int) -> int:

@@ -115,7 +115,7 @@ def add_features(
               for k in layers}
     if tokens:
         wanted[f"{column}_tokens"] = (-1, True)
-    content, untold = _content(pairs[column])
+    content, untold = _content(pairs[column], encoder.untold)
     ids = json.dumps([pairs.ids[i] for i in first])
     fields = {
         "corpus": pairs.provenance.hash,
@@ -139,20 +139,23 @@ def add_features(
         })
 
 
-def _content(column: Column) -> tuple[str | None, bool]:
+def _content(column: Column, of_encoder: list[str]) -> tuple[str | None, bool]:
     """(what tells the content from other content under the same provenance, and whether
-    something of it could not be told: then with a warning)."""
+    something that decides the features could not be told: then with a warning)."""
     if not isinstance(column, Lazy):  # cheap, and a provenance may be of the user's own
-        return digest(column), False
-    if column.version == BY_PROVENANCE:
-        return None, False
-    content, untold = decided(column)
-    if untold:
-        warnings.warn(
-            f"these features are not kept: they depend on {', '.join(untold[:3])}, and a "
-            "change of that would not be seen. Give Lazy(…, version='1') and another "
-            "version whenever the rows change", stacklevel=3)
-    return content, bool(untold)
+        content, untold = digest(column), []
+    elif column.version == BY_PROVENANCE:
+        content, untold = None, []
+    else:
+        content, untold = decided(column)
+    for found, mend in ((untold, "Give Lazy(…, version='1') and another version whenever "
+                         "the rows change"),
+                        (of_encoder, "Make it in the module's forward, not before")):
+        if found:
+            warnings.warn(f"these features are not kept: they depend on "
+                          f"{', '.join(found[:3])}, and a change of that would not be "
+                          f"seen. {mend}", stacklevel=3)
+    return content, bool(untold or of_encoder)
 
 
 def _check_column(pairs: Pairs, column: str, encoder: Encoder) -> None:

@@ -1,12 +1,12 @@
 """Hugging Face models of text, pictures and sound, and any module of the user's."""
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from alignkit.data.pictures import to_rgb
+from alignkit.data.keys import Key
 from alignkit.encoders.encoder import (
     Encoder,
     Output,
@@ -102,10 +102,11 @@ def module(model: nn.Module) -> Encoder:
     """Any module: model(batch) -> [b, d], batch a stacked tensor or a list of inputs.
 
     It runs where its weights are, in eval mode, and gets its own mode back. The cache
-    tells modules apart by weights, structure, plain attributes and the code of their
-    methods, not by functions they call.
+    tells modules apart by all that their code reaches: weights, attributes, methods, the
+    functions that they call; what cannot be told is named, and then nothing is kept.
     """
-    own = "\n".join(_describe(m) for m in model.modules())
+    key = Key()
+    key.value(model)
 
     def run(inputs: list, layers: Sequence[int]) -> dict[int, Output]:
         batch = inputs
@@ -128,26 +129,11 @@ def module(model: nn.Module) -> Encoder:
         name=f"module:{type(model).__qualname__}",
         modality="any",
         widths={0: None},
-        weights_hash=hash_weights(model)
-        + hashlib.sha256(f"{model!r}\n{own}".encode()).hexdigest(),
+        weights_hash=key.sha.hexdigest(),
         preprocessing="the module's own",
         build=lambda: run,
+        untold=key.untold,
     )
-
-
-def _describe(part: nn.Module) -> str:
-    """Class and plain settings of a module; its methods' code if it is not torch's."""
-    kind = type(part)
-    plain = {k: v for k, v in vars(part).items()
-             if k != "training" and isinstance(v, bool | int | float | str)}
-    codes = [] if kind.__module__.startswith("torch.") else [
-        _code(f.__code__) for f in vars(kind).values() if hasattr(f, "__code__")]
-    return f"{kind.__qualname__} {sorted(plain.items())} {codes}"
-
-
-def _code(code) -> tuple:
-    inner = [_code(c) if hasattr(c, "co_code") else repr(c) for c in code.co_consts]
-    return code.co_code, code.co_names, inner
 
 
 def _modality(source: str, tower: str, config) -> str:
