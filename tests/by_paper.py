@@ -137,9 +137,18 @@ def _line(name: str, cells, over: list[str] = ()) -> str:
             + (f"  OVER: {', '.join(over)}" if over else ""))
 
 
+_elsewhere = 0.0
+
+
 def cpu() -> float:
     """CPU seconds of this process and of those it has waited for, kernels included."""
-    return sum(os.times()[:4])
+    return sum(os.times()[:4]) + _elsewhere
+
+
+def add_cpu(seconds: float) -> None:
+    """Count those of a process that another one waits for."""
+    global _elsewhere
+    _elsewhere += seconds
 
 
 def is_whole(config) -> bool:

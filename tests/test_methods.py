@@ -99,9 +99,20 @@ def _methods(arms: list[Case]) -> list[Case]:
 
 ARMS = _arms()
 CASES = _methods(ARMS)
-every_method = pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.slug}:{c.arm}")
+
+
+def through(cases: list[Case], quick: list[Case]):
+    """A test of each case; those that are not `quick` wait for a run of all tests."""
+    return pytest.mark.parametrize("case", [
+        pytest.param(case, id=f"{case.slug}:{case.arm}",
+                     marks=() if case in quick else pytest.mark.slow) for case in cases])
+
+
+FIRST = list({case.slug: case for case in reversed(CASES)}.values())  # one a paper
+every_method = through(CASES, CASES)
+every_method_trained = through(CASES, FIRST)
 # At full scale settings may differ where they do not at this one.
-every_arm = pytest.mark.parametrize("case", ARMS, ids=lambda c: f"{c.slug}:{c.arm}")
+every_arm = through(ARMS, FIRST)
 
 
 def moved(value, rows: torch.Tensor, n: int):
@@ -282,7 +293,7 @@ def test_it_is_built_on_the_meta_device_at_full_width(case):
         assert trainable >= 2 * 1024 * 128 and gradients == 12 * trainable
 
 
-@every_method
+@every_method_trained
 def test_a_step_in_bfloat16_is_finite(case):
     method, splits, budget = case.build()
     history = fit(method, splits.train, replace(budget, steps=3, precision="bf16"))
@@ -291,7 +302,7 @@ def test_a_step_in_bfloat16_is_finite(case):
     assert bool(history.steps) != ("untrained" in method.traits)
 
 
-@every_method
+@every_method_trained
 def test_an_interrupted_run_ends_with_the_same_bits(case, tmp_path):
     whole, splits, budget = case.build()
     budget = replace(budget, save_every=2)
@@ -317,7 +328,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(case, tmp_path):
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
-@every_method
+@every_method_trained
 def test_it_learns_and_says_what_broke(case):
     """More steps lower the loss; features that are not finite are named by their rows."""
     method, splits, budget = case.build()

@@ -78,6 +78,8 @@ class Runs:
             done = self._train(claim, arm, seed, False, point=point)
         except NonFiniteLoss:  # too large a step is an answer of the grid too
             return {"score": -math.inf, "falls": False}
+        if len(claim.grid) == 1:  # nothing to choose, and perhaps nothing to choose by
+            return {"score": 0.0, "falls": _falls(done.history)}
         score = claim.validate(done.method, done.splits)[claim.choose_by]
         return {"score": score, "falls": _falls(done.history)}
 

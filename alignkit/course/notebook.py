@@ -36,6 +36,7 @@ TAGS = (
     "solution",  # its solution, collapsed, right below
     "nbval-ignore-output",  # run by nbval, but outputs are not compared
 )
+ALONE = ("parameters", "setup", "exercise")  # what an exercise needs, and itself
 METADATA = {
     "kernelspec": {
         "display_name": "Python 3 (ipykernel)",
@@ -180,7 +181,7 @@ class Ran(NamedTuple):
 
 def run_cells(
     path: Path | str,
-    tags: Sequence[str] = ("parameters", "setup", "exercise"),
+    tags: Sequence[str] = ALONE,
     answers: dict[str, list[str]] | None = None,
     *,
     timeout: int = 120,
@@ -194,14 +195,7 @@ def run_cells(
     """
     from nbclient import NotebookClient
 
-    runs = []
-    for cell in read(path).cells:
-        if not set(tags) & set(tags_of(cell)):
-            continue
-        name = stub_name(cell.source) if "exercise" in tags_of(cell) else ""
-        runs.append((name, None, cell.source))
-        for answer in (answers or {}).get(name, []):
-            runs.append((name, answer, _with_answer(cell.source, answer)))
+    runs = planned(path, tags, answers)
     notebook = v4.new_notebook(
         cells=[v4.new_code_cell(source) for *_, source in runs], metadata=METADATA
     )
@@ -214,6 +208,19 @@ def run_cells(
         Ran(name, answer, *_printed(cell))
         for (name, answer, _), cell in zip(runs, notebook.cells)
     ]
+
+
+def planned(path, tags, answers=None) -> list[tuple[str, str | None, str]]:
+    """(name, answer, source) of the cells that `run_cells` runs."""
+    runs = []
+    for cell in read(path).cells:
+        if not set(tags) & set(tags_of(cell)):
+            continue
+        name = stub_name(cell.source) if "exercise" in tags_of(cell) else ""
+        runs.append((name, None, cell.source))
+        for answer in (answers or {}).get(name, []):
+            runs.append((name, answer, _with_answer(cell.source, answer)))
+    return runs
 
 
 def stub_name(source: str) -> str:
