@@ -383,6 +383,12 @@ def remake():
     return [claim(grid=({"lr": 1e-3}, {"lr": 3e-3}), noise=0.02)]
 
 
+def test_one_point_of_a_grid_needs_nothing_to_choose_by(tmp_path):
+    result = result_of(tmp_path, claim(validate=lambda method, splits: {}))
+    assert result.settings["tuned"] == {"less": {}, "more": {}}
+
+
+@pytest.mark.slow
 def test_two_processes_give_the_same(tmp_path):
     from alignkit.claims import run
     found = [run("fake", remake(), splits_of(0).train, "tiny", seeds=range(5), work=tmp_path / str(jobs),
