@@ -125,6 +125,43 @@ def test_any_mode_turned_in_any_way(mode, orientation, height, width, seed):
         assert np.array_equal(np.asarray(flat)[..., 0], x // 256)
 
 
+@pytest.mark.parametrize("part", ["PIL.Image.Image.getexif", "PIL.ImageOps.exif_transpose"])
+def test_damaged_exif_costs_no_picture(tmp_path, monkeypatch, part):
+    """Versions of Pillow raise ZeroDivisionError, UnicodeDecodeError, SyntaxError, …"""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (9, 7), "red").save(tmp_path / "x.png", exif=exif)
+    monkeypatch.setattr(part, lambda *_: 1 / 0)
+    with pytest.warns(UserWarning, match="damaged .ZeroDivisionError.*as it is stored"):
+        assert open_picture(tmp_path / "x.png").size == (9, 7)
+
+
+@pytest.mark.parametrize("exif", [
+    b"Exif\0\0", b"Exif\0\0junkjunk", b"Exif\0\0II*\0\xff\xff\0\0",
+    b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\xe8\3\0\0\6\0\0\0",
+    b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\2\0\2\0\0\0" + b"6\0\0\0\0\0\0\0",
+    b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0" + b"\x09\0\0\0\0\0\0\0",
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore")
+def test_exif_of_no_use_is_left(exif):
+    file = io.BytesIO()
+    Image.new("RGB", (9, 7), "red").save(file, "JPEG", exif=exif)
+    assert open_picture(io.BytesIO(file.getvalue())).size == (9, 7)
+
+
+def test_a_palettes_transparency_and_the_inks_of_a_jpeg():
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putpixel((1, 0), 1)
+    file = io.BytesIO()
+    palette.save(file, "PNG", transparency=bytes([0, 255]))
+    picture = open_picture(file)
+    assert [picture.getpixel((k, 0)) for k in (0, 1)] == [(255,) * 3, (0, 0, 255)]
+    inks = io.BytesIO()
+    Image.new("RGB", (8, 8), (250, 10, 20)).convert("CMYK").save(inks, "JPEG", quality=95)
+    assert open_picture(inks).getpixel((3, 3)) == (250, 10, 20)
+
+
 def test_a_picture_of_an_own_reader_keeps_its_turn_when_it_is_saved(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

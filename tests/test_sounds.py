@@ -177,6 +177,57 @@ def test_oggs_one_after_the_other_are_heard_to_the_end(how):
             wave(raw)
 
 
+def without_its_end(raw: bytes) -> bytes:
+    """An Ogg file as a recorder leaves it that is stopped: no page is the last."""
+    at = raw.rfind(b"OggS")
+    page = bytearray(raw[at:])
+    page[5] &= ~4
+    page[22:26] = bytes(4)
+    check = 0
+    for byte in page:
+        check ^= byte << 24
+        for _ in range(8):
+            check = ((check << 1) ^ (0x04C11DB7 if check >> 31 else 0)) & 0xFFFFFFFF
+    return raw[:at] + bytes(page[:22]) + struct.pack("<I", check) + bytes(page[26:])
+
+
+@pytest.mark.parametrize("how", [{}, {"subtype": "OPUS"}])
+@pytest.mark.parametrize("samples", [900, 50_000])
+def test_an_ogg_whose_end_is_not_marked_is_whole(how, samples):
+    raw = noise(samples, "OGG", **how)
+    open_ended = without_its_end(raw)
+    assert len(open_ended) == len(raw) and open_ended != raw
+    assert torch.equal(wave(open_ended), wave(raw))
+    assert torch.equal(wave(open_ended + raw), torch.cat([wave(raw)] * 2))
+    for torn in (open_ended[:-1], raw + open_ended[:20], open_ended + b"OggS"):
+        with pytest.raises(ValueError, match="^it: a sound that is cut off"):
+            wave(torn)
+
+
+@pytest.mark.parametrize("form, subtype", [
+    ("WAV", "ULAW"), ("WAV", "IMA_ADPCM"), ("WAV", "MS_ADPCM"), ("WAVEX", "PCM_24"),
+    ("AIFF", "ALAW"), ("AIFF", "FLOAT"), ("AU", "ULAW"), ("CAF", "ALAC_16")])
+def test_codings_from_a_pipe(form, subtype):
+    raw = bytearray(noise(2000, form, subtype=subtype))
+    place, number, size = {
+        "AIFF": (raw.find(b"SSND") + 4, ">I", 0x7F000000), "AU": (8, ">I", 2**32 - 1),
+        "CAF": (raw.find(b"data") + 4, ">Q", 2**64 - 1)}.get(
+            form, (raw.find(b"data") + 4, "<I", 0x7FFFF000))
+    struct.pack_into(number, raw, place, size)
+    assert torch.equal(wave(bytes(raw)), wave(noise(2000, form, subtype=subtype)))
+
+
+@pytest.mark.filterwarnings("ignore:Chunk")
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT"])
+def test_scipys_samples_are_those_of_the_file(subtype):
+    """24 bits come as int32 with the value in the upper three bytes."""
+    from scipy.io import wavfile
+
+    rate, samples = wavfile.read(io.BytesIO(noise(subtype=subtype)))
+    torch.testing.assert_close(as_wave((samples, rate))[0], wave(noise(subtype=subtype)),
+                               atol=1e-7, rtol=0)
+
+
 # What a reader of one's own gives --------------------------------------------------------
 
 

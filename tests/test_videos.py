@@ -2,6 +2,7 @@
 
 import io
 import struct
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -156,6 +157,56 @@ def test_frames_that_change_their_size_are_refused():
         packet.pts = packet.dts = wide[0].pts + (1000 + 200 * k)
     with pytest.raises(ValueError, match="^it: a video whose frames change their size"):
         decode(film(15, "libvpx", "webm", change=change), "it", 8)
+
+
+def test_frames_are_even_in_time_where_their_rate_changes():
+    """A screen that is filmed when something moves: ten frames in a second, five after
+    it, one every two seconds."""
+    seconds = [k / 10 for k in range(10)] + [1 + 2 * k for k in range(5)]
+
+    def slow(packets):
+        for packet, when in zip(packets, seconds, strict=True):
+            packet.time_base = Fraction(1, 1000)
+            packet.pts = packet.dts = round(1000 * when)
+            yield packet
+
+    for codec, form in [("libvpx", "webm"), ("mpeg4", "matroska"), ("mpeg4", "mp4")]:
+        raw = film(15, codec, form, change=slow)
+        seen = [seconds[k] for k in greys(decode(raw, "it", 8))]
+        for moment, when in zip(np.linspace(0, 9, 8), seen, strict=True):
+            assert abs(moment - when) <= min(abs(moment - t) for t in seconds) + 1e-3
+
+
+@pytest.mark.parametrize("space, red, blue", [(5, 0.299, 0.114), (1, 0.2126, 0.0722)])
+@pytest.mark.parametrize("full", [False, True])
+def test_colours_are_those_of_the_videos_own_matrix_and_range(space, red, blue, full):
+    """BT.601 and BT.709, 16 … 235 and 0 … 255, from the standards' formulas."""
+    rgb = np.repeat(np.array([[200, 30, 40], [30, 180, 60], [40, 50, 210], [128] * 3]), 16, 0)
+    r, g, b = rgb.T / 255
+    y = red * r + (1 - red - blue) * g + blue * b
+    u, v = (b - y) / (2 - 2 * blue), (r - y) / (2 - 2 * red)
+    planes = ([255 * y, 128 + 255 * u, 128 + 255 * v] if full
+              else [16 + 219 * y, 128 + 224 * u, 128 + 224 * v])
+    planes = np.repeat(np.stack(planes).round().clip(0, 255)[:, :, None], 64, 2)
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=5, options={"qp": "0"})
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv444p"
+        for part in (stream.codec_context,
+                     frame := av.VideoFrame.from_ndarray(planes.astype(np.uint8), "yuv444p")):
+            part.colorspace, part.color_range = space, 2 if full else 1
+        for packet in [*stream.encode(frame), *stream.encode()]:
+            container.mux(packet)
+    shown = decode(file.getvalue(), "it", 1)[0].numpy().astype(int)
+    assert np.abs(shown - rgb[:, None]).max() <= 2
+
+
+@pytest.mark.parametrize("width", [98, 66, 130])
+def test_widths_that_are_no_multiple_of_eight_are_whole(width):
+    frame = decode(film(3, size=(width, 50)), "it", 1)[0].float()
+    assert frame.shape == (50, width, 3)
+    assert frame[:20, :width // 2 - 8].min() > 235 and frame[30:].max() < 20
 
 
 @given(st.integers(1, 40), st.integers(1, 12),

@@ -1,5 +1,6 @@
 """Pictures of any mode as RGB of 8 bits, upright, transparency laid on white."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ def open_picture(path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             if picture.width * picture.height <= MAX_PIXELS:
-                picture.load()
                 return to_rgb(picture)
             size = f"{picture.width} × {picture.height} pixels"
     except FileNotFoundError:
@@ -45,8 +45,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     tags = getattr(picture, "tag_v2", None)
     unsigned = tags is not None and 1 in tags.get(SAMPLE_FORMAT, (1,))
     sixteen = picture.format in ("PNG", "PPM")  # grey of more than 8 bits is of 16
-    if picture.getexif().get(ORIENTATION, 1) != 1:
-        picture = ImageOps.exif_transpose(picture)
+    picture = _upright(picture)
     if picture.mode == "F":
         picture = Image.fromarray(_floats(np.asarray(picture)))
     elif picture.mode == "I":
@@ -60,6 +59,17 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", layer.size, "white")
         picture = Image.alpha_composite(white, layer)
     return picture.copy() if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    picture.load()  # a file that is cut off is told as that
+    try:
+        if picture.getexif().get(ORIENTATION, 1) != 1:
+            return ImageOps.exif_transpose(picture)
+    except Exception as error:  # Pillow's readers raise anything on damaged EXIF or XMP
+        warnings.warn(f"a picture's notes on its turn are damaged ({error!r}): it is taken "
+                      "as it is stored", stacklevel=3)
+    return picture
 
 
 def _floats(x: np.ndarray) -> np.ndarray:

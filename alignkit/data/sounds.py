@@ -164,22 +164,43 @@ def _without_a_wrong_length(raw: bytes) -> bytes | None:
 
 def _parts(raw: bytes, name: str) -> list[bytes]:
     """The Ogg streams that stand one after the other, each of which is a file; any
-    other file as it is. Raises ValueError if the last page is not marked as the end."""
+    other file as it is. Raises ValueError if it ends within a page."""
     if raw[:4] != b"OggS":
         return [raw]
-    starts, at, first, flags = [], 0, False, 0
+    pages, at = [], 0
     while raw[at:at + 4] == b"OggS" and at + 27 <= len(raw):
-        flags = raw[at + 5]
-        if flags & 2 and not first:  # streams side by side all begin before any goes on
-            starts.append(at)
-        first = bool(flags & 2)
+        pages.append(at)
         count = raw[at + 26]
         at += 27 + count + sum(raw[at + 27:at + 27 + count])
-    if at > len(raw) or not flags & 4:
+    first, last = ([bool(raw[page + 5] & flag) for page in pages] for flag in (2, 4))
+    if at > len(raw) or raw[at:at + 4] == b"OggS" or not (at == len(raw) or last[-1]):
         raise ValueError(f"{name}: a sound that is cut off")
+    # Streams side by side all begin before any of them goes on.
+    starts = [k for k in range(len(pages)) if first[k] and not (k and first[k - 1])]
     if starts[:1] != [0]:  # it begins in the middle
         return [raw]
-    return [raw[a:b] for a, b in zip(starts, [*starts[1:], at], strict=True)]
+    places = [*pages, at]
+    return [_ended(raw[places[a]:places[b]], places[b - 1] - places[a])
+            for a, b in zip(starts, [*starts[1:], len(pages)], strict=True)]
+
+
+def _ended(raw: bytes, at: int) -> bytes:
+    """The Ogg stream with its last page, at `at`, marked as the last.
+
+    Recorders that are stopped leave that out; libsndfile then refuses Opus.
+    """
+    if raw[at + 5] & 4:
+        return raw
+    page = bytearray(raw[at:])
+    page[5] |= 4
+    page[22:26] = bytes(4)
+    check = 0  # RFC 3533: a CRC of 32 bits, polynomial 04C11DB7, nothing reflected
+    for byte in page:
+        check ^= byte << 24
+        for _ in range(8):
+            check = (check << 1 ^ 0x04C11DB7 * (check >> 31)) & 0xFFFFFFFF
+    page[22:26] = struct.pack("<I", check)
+    return raw[:at] + bytes(page)
 
 
 class _Chunk(NamedTuple):

@@ -20,10 +20,10 @@ def decode(raw: bytes, name: str, frames: int) -> Tensor:
     import av  # an extra: only videos need it
 
     try:
-        count, is_whole = _count(raw)
-        found, shown = _pick(raw, count, frames)
-        if is_whole and 0 < shown < count:  # packets that show nothing by themselves
-            found, shown = _pick(raw, shown, frames)
+        times, is_whole = _times(raw)
+        found, shown = _pick(raw, _even(times, frames))
+        if is_whole and shown and len(shown) < len(times):  # some packets show nothing
+            found, shown = _pick(raw, _even(shown, frames))
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise ValueError(f"{name}: not a video: {error}") from None
     if not is_whole or len(found) < frames:
@@ -33,12 +33,12 @@ def decode(raw: bytes, name: str, frames: int) -> Tensor:
     return torch.from_numpy(np.stack(found))
 
 
-def _count(raw: bytes) -> tuple[int, bool]:
-    """(packets that show a frame, as far as can be told; are all here that the header
-    speaks of?). Nothing is decoded."""
+def _times(raw: bytes) -> tuple[list, bool]:
+    """(when the packets that show a frame do, as far as can be told; are all here that
+    the header speaks of?). Nothing is decoded."""
     import av
 
-    count = packets = 0
+    times, packets = [], 0
     first, last = [], []
     with av.open(io.BytesIO(raw)) as container:
         film = _film(container)
@@ -48,23 +48,41 @@ def _count(raw: bytes) -> tuple[int, bool]:
                 last.append((packet.pts + (packet.duration or 0)) * packet.time_base)
             if packet.stream.index == film.index and packet.size:
                 packets += 1
-                count += not packet.is_discard  # cut away without a new coding
+                if not packet.is_discard:  # cut away without a new coding
+                    times.append(packet.pts)
         told = float(container.duration or 0) / av.time_base
     heard = float(max(last) - min(first)) if last else told
-    return count, packets >= film.frames and heard >= 0.9 * told
+    return times, packets >= film.frames and heard >= 0.9 * told
 
 
-def _pick(raw: bytes, count: int, frames: int) -> tuple[list[np.ndarray], int]:
-    """(`frames` of the first `count`, evenly, as far as they are here; how many are)."""
+def _even(times: list, frames: int) -> list[int]:
+    """Which of the frames shown at `times` (in any order of decoding) are the nearest to
+    `frames` moments, evenly from the first to the last.
+
+    Where a time is not known, or the frames come at one rate, their numbers are as good.
+    """
+    numbers = torch.linspace(0, len(times) - 1, frames).round().int().tolist()
+    if len(times) < 3 or None in times:
+        return numbers
+    when = np.sort(np.array(times, float))
+    steps = np.diff(when)
+    if steps.min() <= 0 or steps.max() - steps.min() <= 0.2 * steps.mean():
+        return numbers
+    moments = np.linspace(when[0], when[-1], frames)
+    return np.abs(when[:, None] - moments).argmin(0).tolist()
+
+
+def _pick(raw: bytes, at: list[int]) -> tuple[list[np.ndarray], list]:
+    """(the frames of the numbers `at`, as far as they are here; when all are shown)."""
     import av
 
-    at = torch.linspace(0, count - 1, frames).round().int().tolist()
-    found, shown = {}, 0
+    found, times = {}, []
     with av.open(io.BytesIO(raw)) as container:  # only what is asked for is kept
-        for shown, frame in enumerate(container.decode(_film(container)), 1):
-            if shown - 1 in at:
-                found[shown - 1] = _upright(frame)
-    return [found[number] for number in at if number in found], shown
+        for number, frame in enumerate(container.decode(_film(container))):
+            times.append(frame.pts)
+            if number in at:
+                found[number] = _upright(frame)
+    return [found[number] for number in at if number in found], times
 
 
 def _film(container):
