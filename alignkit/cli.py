@@ -15,6 +15,7 @@ COMMANDS = {
     "scoreboard": "the published verdicts as a table",
     "bench": "time and memory beside the field's libraries: alignkit bench loss",
     "features": "fill the feature cache for the default corpora",
+    "notebook": "build and execute a notebook from its script: alignkit notebook SLUG",
     "doctor": "what is installed, cached and missing, and how to mend it",
     "student": "write the student version of the notebooks: alignkit student DIR",
     "grade": "the marks of students' notebooks: alignkit grade NOTEBOOK or FOLDER",
@@ -54,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     made = {name: commands.add_parser(name, help=text, description=text)
             for name, text in COMMANDS.items()}
-    for command in (made[name] for name in ("reproduce", "register", "publish", "train")):
+    for name in ("reproduce", "register", "publish", "train", "notebook"):
+        command = made[name]
         command.add_argument("slug", help="a paper, e.g. from `alignkit list`")
     for command in (made["reproduce"], made["compare"], made["train"]):
         command.add_argument("--scale", default="small",
@@ -103,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--threads", type=int, default=2)
     measured.add_argument("--out", type=Path, default=Path("alignkit-bench.json"))
     measured.add_argument("--readme", type=Path, help="put the table between its markers")
+    made["notebook"].add_argument("--keep", choices=("script", "notebook"), help="whose edits")
     for name, page in (("map", "README.md"), ("which", "README.md"),
                        ("scoreboard", "SCOREBOARD.md and the README")):
         made[name].add_argument("--write", action="store_true",
@@ -211,6 +214,13 @@ def _student(args) -> None:
 
     for path in sorted(NOTEBOOKS.glob("*/*.ipynb")):
         print(student(path, args.folder / path.relative_to(NOTEBOOKS)))
+
+
+def _notebook(args) -> int:
+    from alignkit.course.authoring import notebook
+
+    print(*(problems := notebook(args.slug, args.keep)), sep="\n")
+    return int(bool(problems))
 
 
 def _grade(args) -> int:

@@ -33,8 +33,7 @@ def here(result: claims.Result | None) -> str:
 
 def here_of(slug: str) -> str:
     """The line of a paper as it should be now."""
-    found = getattr(claims, "headline", lambda slug: None)  # comes with the new results
-    return here(found(slug) if slug in claims.slugs() else None)
+    return here(claims.headline(slug) if slug in claims.slugs() else None)
 
 
 def with_here(text: str, slug: str) -> str:

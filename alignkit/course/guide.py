@@ -15,6 +15,7 @@ from alignkit import methods
 from alignkit.claims import scoreboard, stored, summary
 from alignkit.stats import VERDICTS
 
+from .card import refresh
 from .notebook import _save, read
 from .tour import NOTEBOOKS
 
@@ -224,6 +225,8 @@ def verdict_pages(folder: Path = NOTEBOOKS) -> dict[Path, dict[str, str]]:
 
 
 def write_verdicts(folder: Path = NOTEBOOKS) -> list[Path]:
-    """Bring SCOREBOARD.md and the verdicts in the README above it up to date."""
-    return [_save(filled(path.read_text("utf-8"), made), path)
-            for path, made in verdict_pages(folder).items()]
+    """Bring SCOREBOARD.md, the verdicts in the README above it and the notebooks' title
+    cards up to date."""
+    books = [p for p in sorted(folder.glob("[0-9]-*/[0-9][0-9]-*.ipynb")) if refresh(p)]
+    return books + [_save(filled(path.read_text("utf-8"), made), path)
+                    for path, made in verdict_pages(folder).items()]

@@ -128,8 +128,9 @@ def execute(
     *,
     timeout: int = 300,
     progress: bool = False,
+    cwd: Path | None = None,
 ) -> Path:
-    """Run a notebook in its own folder and write it with its outputs.
+    """Run a notebook in its own folder, or in `cwd`, and write it with its outputs.
 
     Widgets are drawn as still figures. papermill's own notes are left out of the
     file, so that a second run of the same notebook differs only where outputs do.
@@ -157,7 +158,7 @@ def execute(
             parameters,
             kernel_name="python3",
             progress_bar=progress,
-            cwd=path.parent,
+            cwd=cwd or path.parent,
             execution_timeout=timeout,
             extra_arguments=QUIET,
         )

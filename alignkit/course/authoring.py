@@ -1,0 +1,114 @@
+"""`alignkit notebook SLUG`: a notebook and its percent script, kept in step.
+
+The script lies beside the notebook (NN-slug.py, not kept in the repository). What is
+edited since both last agreed is carried over to the other: the script by any editor, the
+notebook in JupyterLab. The notebook's metadata holds a hash of the cells on which both
+agreed, so that nothing is guessed from times of files.
+"""
+
+import hashlib
+import re
+import tempfile
+from pathlib import Path
+
+from .card import slug_of, with_here
+from .notebook import _save, _write, blocks, build, execute, percent, read, script
+from .template import check_template
+from .tour import NOTEBOOKS
+
+
+def notebook(slug: str, keep: str | None = None, folder: Path = NOTEBOOKS) -> list[str]:
+    """Build and execute a paper's notebook; the problems that its template still has.
+
+    Args:
+        keep: "script" or "notebook": whose cells stay if both were edited.
+
+    Raises:
+        ValueError: no such notebook, or both were edited and `keep` is not given.
+        RuntimeError: a cell failed; the script has the edits, the notebook is as it was.
+    """
+    path = find(slug, folder)
+    source = path.with_suffix(".py")
+    print(f"{_agree(path, source, keep)}; running it …", flush=True)
+    text = source.read_text("utf-8")
+    if (new := with_here(text, slug)) != text:
+        _save(new, source)
+    with tempfile.TemporaryDirectory() as made:
+        built = build(source, Path(made) / path.name)
+        ran = _executed(built, Path(made) / f"ran-{path.name}", source, path.parent)
+        _stamp(ran, path)
+    print(f"written to {path}; its script: {source}")
+    return check_template(path)
+
+
+def find(slug: str, folder: Path = NOTEBOOKS) -> Path:
+    """The notebook of a paper, there or to be built from its script.
+
+    Raises ValueError for none or several.
+    """
+    paths = {p.with_suffix(".ipynb") for kind in ("ipynb", "py")
+             for p in folder.glob(f"[0-9]-*/[0-9][0-9]-{slug}.{kind}")}
+    if len(paths) != 1:
+        there = sorted(slug_of(p) for p in folder.glob("[0-9]-*/[0-9][0-9]-*.ipynb"))
+        raise ValueError(f"{slug}: {len(paths)} notebooks of this name in {folder}; there "
+                         f"are {', '.join(there)}; a new one: alignkit new {slug}")
+    return paths.pop()
+
+
+def _agree(path: Path, source: Path, keep: str | None) -> str:
+    """Make the script say what shall be built; in words, what was done."""
+    if not path.is_file():
+        return f"built from {source.name}"
+    if not source.is_file():
+        script(path, source)
+        return f"script written from {path.name}"
+    agreed = read(path).metadata.get("alignkit", {}).get("cells")
+    there = {"notebook": _hash(_of_notebook(path)), "script": _hash(_of_script(source))}
+    if there["notebook"] == there["script"]:
+        return "notebook and script agree"
+    edited = [name for name, now in there.items() if now != agreed]
+    if len(edited) > 1 and keep is None:
+        raise ValueError(
+            f"{path.name} and {source.name} were both edited since they last agreed; say "
+            "whose cells stay: --keep notebook, or --keep script")
+    if (keep or edited[0]) == "notebook":
+        script(path, source)
+        return f"the edits in {path.name} taken into the script"
+    return f"built from {source.name}"
+
+
+def _of_notebook(path: Path) -> list[str]:
+    return [percent(cell).rstrip() for cell in read(path).cells]
+
+
+def _of_script(path: Path) -> list[str]:
+    """As `_of_notebook` of what would be built."""
+    with tempfile.TemporaryDirectory() as made:
+        return _of_notebook(build(path, Path(made) / "built.ipynb"))
+
+
+def _hash(cells: list[str]) -> str:
+    """Of the cells without the card's line from the result file, which is nobody's edit."""
+    text = re.sub(r"(?m)^# \*\*Here\.\*\*.*$", "", "\n".join(cells), count=1)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _executed(built: Path, out: Path, source: Path, cwd: Path) -> Path:
+    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        return execute(built, out, cwd=cwd)
+    except PapermillExecutionError as error:
+        cells = read(built)
+        code = [i for i, c in enumerate(cells.cells) if c.cell_type == "code"]
+        place = [b[3] for b in blocks(source)][code[error.exec_count - 1]]
+        raise RuntimeError(
+            f"{source}, the cell at line {place}: {error.ename}: {error.evalue}; the "
+            "notebook is as it was") from None
+
+
+def _stamp(ran: Path, path: Path) -> None:
+    """Write the executed notebook with the hash of its cells."""
+    done = read(ran)
+    done.metadata["alignkit"] = {"cells": _hash(_of_notebook(ran))}
+    _write(done, path)

@@ -1,0 +1,197 @@
+"""`alignkit notebook`, the card's line from the result file, and a paper's claims in its
+notebook."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from fake_claims import claim, data, result_of
+
+from alignkit import claims
+from alignkit.course import authoring, card, study
+from alignkit.course.notebook import build, read, script
+
+SOURCE = """# %% [markdown]
+# # A title
+#
+# **The paper says.** One.
+#
+# **Here.** It holds.
+
+# %% tags=["parameters"]
+seeds = [0]
+
+# %%
+print(len(seeds))
+"""
+
+
+# The card -----------------------------------------------------------------------------
+def result(**changes):
+    said = {"sentence": "More is more.", "figure": "hit@10", "margin": 0.02,
+            "interval": {"mean": 0.0312, "low": -0.001, "high": 0.0634, "n": 8},
+            "says": lambda: "not resolved, null not passed"}
+    return SimpleNamespace(**{**said, **changes})
+
+
+def test_the_line_says_sentence_verdict_doubts_and_interval():
+    assert card.here(result()) == (
+        "**Here.** More is more. **Not resolved, null not passed**: hit@10 +0.031 "
+        "[-0.001, +0.063], 8 paired seeds, margin 0.02.")
+    assert card.here(None) == card.here_of("no-such-paper") == "**Here.** Not run yet."
+
+
+def test_only_the_line_is_brought_up_to_date(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "slugs", lambda: ["slug"])
+    monkeypatch.setattr(claims, "headline", lambda slug: result(), raising=False)
+    (tmp_path / "s.py").write_text(SOURCE, "utf-8")
+    path = build(tmp_path / "s.py", tmp_path / "01-slug.ipynb")
+    assert card.refresh(path) and not card.refresh(path)
+    script(path, tmp_path / "back.py")
+    new, old = (p.read_text("utf-8").splitlines() for p in (tmp_path / "back.py",
+                                                          tmp_path / "s.py"))
+    assert [i for i, (a, b) in enumerate(zip(new, old)) if a != b] == [5]
+    assert new[5] == "# " + card.here(result())
+    assert card.with_here("# T\n\nno line", "slug") == "# T\n\nno line"
+    assert card.with_here(SOURCE, "slug").splitlines()[5] == new[5]
+
+
+# Notebook and script ------------------------------------------------------------------
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A course of one notebook without a script; executing is copying."""
+    (tmp_path / "1-a").mkdir()
+    (tmp_path / "s.py").write_text(SOURCE, "utf-8")
+    build(tmp_path / "s.py", tmp_path / "1-a" / "01-slug.ipynb")
+    monkeypatch.setattr(authoring, "execute",
+                        lambda path, out, cwd: shutil.copyfile(path, out))
+    return tmp_path
+
+
+def edit(path, old, new):
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), "utf-8")
+
+
+def test_edits_go_from_the_side_that_was_edited_to_the_other(folder, capsys):
+    path = folder / "1-a" / "01-slug.ipynb"
+    source = path.with_suffix(".py")
+
+    def last():
+        problems = authoring.notebook("slug", folder=folder)
+        assert any("no section 'Play'" in p for p in problems)
+        return capsys.readouterr().out.partition(";")[0]
+
+    assert last() == "script written from 01-slug.ipynb"
+    assert "**Here.** Not run yet." in read(path).cells[0].source
+    assert last() == "notebook and script agree"
+    edit(source, "len(seeds)", "len(seeds) + 1")
+    assert last() == "built from 01-slug.py"
+    assert read(path).cells[2].source == "print(len(seeds) + 1)"
+    edit(path, "len(seeds) + 1", "len(seeds) + 2")
+    edit(path, "Not run yet", "It holds")  # the result file's line is nobody's edit
+    assert last() == "the edits in 01-slug.ipynb taken into the script"
+    assert "print(len(seeds) + 2)" in source.read_text("utf-8")
+    path.unlink()
+    assert last() == "built from 01-slug.py"
+
+
+def test_where_both_were_edited_one_must_be_chosen(folder, capsys):
+    path = folder / "1-a" / "01-slug.ipynb"
+    source = path.with_suffix(".py")
+    authoring.notebook("slug", folder=folder)
+    for keep, wanted in (("notebook", 7), ("script", 8)):
+        edit(path, "(seeds)", "(seeds) + 7 ")
+        edit(source, "(seeds)", "(seeds) + 8 ")
+        before = path.read_bytes(), source.read_bytes()
+        with pytest.raises(ValueError, match="both edited.*--keep notebook"):
+            authoring.notebook("slug", folder=folder)
+        assert (path.read_bytes(), source.read_bytes()) == before
+        authoring.notebook("slug", keep, folder=folder)
+        assert f"+ {wanted}" in read(path).cells[2].source
+        assert f"+ {wanted}" in source.read_text("utf-8")
+
+
+def test_a_failing_cell_is_named_by_its_line(folder, monkeypatch):
+    monkeypatch.undo()
+    path = folder / "1-a" / "01-slug.ipynb"
+    path.with_suffix(".py").write_text(SOURCE + "\n# %%\n1 / 0\n", "utf-8")
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError, match=r"01-slug.py, the cell at line 14: ZeroDivision"):
+        authoring.notebook("slug", "script", folder=folder)
+    assert path.read_bytes() == before
+    edit(path.with_suffix(".py"), "1 / 0", "import os\nprint(os.path.basename(os.getcwd()))")
+    authoring.notebook("slug", "script", folder=folder)
+    assert read(path).cells[3].outputs[0].text == "1-a\n"
+
+
+def test_the_name_must_be_that_of_one_notebook(folder):
+    with pytest.raises(ValueError, match="slog: 0 notebooks.*there are slug; a new one"):
+        authoring.notebook("slog", folder=folder)
+
+
+# A paper's claims in its notebook -------------------------------------------------------
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A study of the fake paper with its result published."""
+    found = result_of(tmp_path)
+    monkeypatch.setattr(study, "paper", lambda slug: SimpleNamespace(
+        NEEDS=("x",), data=lambda scale, own: data(0).train,
+        claims=lambda pairs, scale: [claim()]))
+    monkeypatch.setattr(study, "stored", lambda slug: [found])
+    monkeypatch.setattr(study, "rerun", lambda slug, claims: claims_runs(claims))
+    return study.Study("fake", "tiny")
+
+
+def claims_runs(found):
+    return claims.Runs(found, {})
+
+
+def test_a_study_runs_the_claims_beside_what_was_predicted(made, capsys):
+    result = made.published["fake"]
+    found = made.run([0, 3])
+    assert found == {"fake": [result.differences[0], result.differences[3]]}
+    out = capsys.readouterr().out
+    low, high = (f"{result.prediction[k]:+.3f}" for k in ("low", "high"))
+    assert f"fake, seed 3: {found['fake'][1]:+.3f}, inside [{low}, {high}]" in out
+    assert f"less {result.figures[0]['less']:.3f}, more " in out
+    assert made.train("fake", 0)["more"].method.settings.effect == 0.1
+    with pytest.raises(ValueError, match="fake has no claim fike; there are fake"):
+        made.run([0], "fike")
+
+
+def test_a_published_seed_must_agree_and_another_need_not(made, capsys, monkeypatch):
+    result = made.published["fake"]
+    monkeypatch.setitem(result.prediction, "low", 1.0)
+    monkeypatch.setitem(result.prediction, "high", 2.0)
+    made.run([0])  # its own value, whatever is predicted
+    made.run([77])
+    assert "OUTSIDE [+1.000, +2.000]" in capsys.readouterr().out
+    result.differences[0] = 0.5
+    with pytest.raises(AssertionError, match=r"seed 0: .* published \+0.5000"):
+        made.run([0])
+    made.compared = False
+    made.run([0])
+    assert "not compared" in capsys.readouterr().out
+
+
+def test_the_design_says_what_is_subtracted(made, capsys):
+    made.design()
+    out = " ".join(capsys.readouterr().out.split())
+    assert "points, more minus less; margin" in out
+    assert "null: no signal, wanted 0 ± 0.05" in out
+
+
+def test_the_verdicts_are_a_table_and_a_figure(made, capsys, monkeypatch):
+    shown = []
+    monkeypatch.setattr(study.plots, "show", lambda figure, alt: shown.append((figure, alt)))
+    made.verdicts()
+    head, row = capsys.readouterr().out.splitlines()
+    i = made.published["fake"].interval
+    assert row.startswith(f"fake  {i['mean']:+.3f} [{i['low']:+.3f}, {i['high']:+.3f}]  holds")
+    assert row.endswith("passed") and max(map(len, (head, row))) <= 78
+    assert shown[0][1].endswith("fake holds")
+    made.published = {}
+    made.verdicts()
+    assert "nothing is published yet" in capsys.readouterr().out
