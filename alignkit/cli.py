@@ -15,6 +15,7 @@ COMMANDS = {
     "scoreboard": "the published verdicts as a table",
     "bench": "time and memory beside the field's libraries: alignkit bench loss",
     "features": "fill the feature cache for the default corpora",
+    "new": "the files of a new paper, which pass the shared tests: alignkit new SLUG",
     "notebook": "build and execute a notebook from its script: alignkit notebook SLUG",
     "doctor": "what is installed, cached and missing, and how to mend it",
     "student": "write the student version of the notebooks: alignkit student DIR",
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     made = {name: commands.add_parser(name, help=text, description=text)
             for name, text in COMMANDS.items()}
-    for name in ("reproduce", "register", "publish", "train", "notebook"):
+    for name in ("reproduce", "register", "publish", "train", "new", "notebook"):
         command = made[name]
         command.add_argument("slug", help="a paper, e.g. from `alignkit list`")
     for command in (made["reproduce"], made["compare"], made["train"]):
@@ -105,12 +106,18 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--threads", type=int, default=2)
     measured.add_argument("--out", type=Path, default=Path("alignkit-bench.json"))
     measured.add_argument("--readme", type=Path, help="put the table between its markers")
-    made["notebook"].add_argument("--keep", choices=("script", "notebook"), help="whose edits")
+    _author_arguments(made)
     for name, page in (("map", "README.md"), ("which", "README.md"),
                        ("scoreboard", "SCOREBOARD.md and the README")):
         made[name].add_argument("--write", action="store_true",
                                 help=f"bring notebooks/{page} up to date")
     return parser
+
+
+def _author_arguments(made: dict[str, argparse.ArgumentParser]) -> None:
+    made["new"].add_argument("--title", required=True, help="as it stands on the pages")
+    made["new"].add_argument("--part", help="its folder, where the curriculum does not say")
+    made["notebook"].add_argument("--keep", choices=("script", "notebook"), help="whose edits")
 
 
 def _train_arguments(train: argparse.ArgumentParser) -> None:
@@ -188,14 +195,6 @@ def _train(args) -> None:
     PartialState().destroy_process_group()
 
 
-def _scoreboard(args) -> None:
-    from alignkit.claims import scoreboard
-    from alignkit.course.guide import write_verdicts
-
-    print(*([f"written to {page}" for page in write_verdicts()] if args.write
-            else [scoreboard()]), sep="\n")
-
-
 def _features(args) -> None:
     from alignkit.claims.command import fill_features
 
@@ -209,18 +208,21 @@ def _doctor(args) -> int:
 
 
 def _student(args) -> None:
-    from alignkit.course.notebook import student
-    from alignkit.course.tour import NOTEBOOKS
+    from alignkit.course.guide import students
 
-    for path in sorted(NOTEBOOKS.glob("*/*.ipynb")):
-        print(student(path, args.folder / path.relative_to(NOTEBOOKS)))
+    print(*students(args.folder), sep="\n")
+
+
+def _new(args) -> None:
+    from alignkit.course.scaffold import new
+
+    new(args.slug, args.title, args.part)
 
 
 def _notebook(args) -> int:
     from alignkit.course.authoring import notebook
 
-    print(*(problems := notebook(args.slug, args.keep)), sep="\n")
-    return int(bool(problems))
+    return int(bool(notebook(args.slug, args.keep)))
 
 
 def _grade(args) -> int:
@@ -259,21 +261,10 @@ def _grade(args) -> int:
 
 
 def _bench(args) -> None:
-    import json
-    import os
-
     from alignkit import bench
 
-    found = {}
-    for name in args.contests or bench.CONTESTS:
-        new = bench.bench([name], rounds=args.rounds, size=args.size, threads=args.threads)
-        found = {**new, "contests": found.get("contests", {}) | new["contests"]}
-        if missing := new["contests"][name]["missing"]:
-            print(f"{name}: not installed, so not measured: {', '.join(missing)} "
-                  "(pip install 'alignkit[bench]')")
-        part = args.out.with_suffix(".part")  # after each, in case the next one stops
-        part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-        os.replace(part, args.out)
+    found = bench.bench_to(args.out, args.contests or bench.CONTESTS, rounds=args.rounds,
+                           size=args.size, threads=args.threads)
     print(bench.table(found))
     if args.readme:
         bench.write_readme(found, args.readme)
@@ -281,15 +272,18 @@ def _bench(args) -> None:
 
 
 def _map(args) -> None:
-    from alignkit.course.guide import map_text, write
+    from alignkit.course import guide
 
-    print(f"written to {write()}" if args.write else map_text())
+    text = {"map": guide.map_text, "which": guide.which_text,
+            "scoreboard": guide.scoreboard}[args.command]
+    if not args.write:
+        print(text())
+        return
+    pages = guide.write_verdicts() if args.command == "scoreboard" else [guide.write()]
+    print(*(f"written to {page}" for page in pages), sep="\n")
 
 
-def _which(args) -> None:
-    from alignkit.course.guide import which_text, write
-
-    print(f"written to {write()}" if args.write else which_text())
+_which = _scoreboard = _map
 
 
 if __name__ == "__main__":

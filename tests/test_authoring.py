@@ -28,7 +28,7 @@ print(len(seeds))
 
 # The card -----------------------------------------------------------------------------
 def result(**changes):
-    said = {"sentence": "More is more.", "figure": "hit@10", "margin": 0.02,
+    said = {"sentence": "More is more.", "headline": True, "verdict": "holds", "figure": "hit@10", "margin": 0.02,
             "interval": {"mean": 0.0312, "low": -0.001, "high": 0.0634, "n": 8},
             "says": lambda: "not resolved, null not passed"}
     return SimpleNamespace(**{**said, **changes})
@@ -41,9 +41,16 @@ def test_the_line_says_sentence_verdict_doubts_and_interval():
     assert card.here(None) == card.here_of("no-such-paper") == "**Here.** Not run yet."
 
 
+def test_a_comparison_has_its_verdicts_counted(monkeypatch):
+    monkeypatch.setattr(claims, "slugs", lambda: ["all"])
+    some = [result(headline=False, verdict=v) for v in ("no gain", "holds", "no gain")]
+    monkeypatch.setattr(claims, "stored", lambda slug: some)
+    assert card.here_of("all") == "**Here.** 3 claims: no gain 2, holds 1."
+
+
 def test_only_the_line_is_brought_up_to_date(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "slugs", lambda: ["slug"])
-    monkeypatch.setattr(claims, "headline", lambda slug: result(), raising=False)
+    monkeypatch.setattr(claims, "stored", lambda slug: [result()])
     (tmp_path / "s.py").write_text(SOURCE, "utf-8")
     path = build(tmp_path / "s.py", tmp_path / "01-slug.ipynb")
     assert card.refresh(path) and not card.refresh(path)

@@ -14,6 +14,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -55,6 +56,22 @@ def bench(names: list[str], *, rounds: int = ROUNDS, size: int | None = None,
                 seen[contestant].append(_child(name, contestant, n, contest.threads or threads))
         found["contests"][name] = {"what": contest.what.format(n=n), "size": n,
                                    "missing": missing, "rows": _rows(seen)}
+    return found
+
+
+def bench_to(out: Path, names: Iterable[str], **settings) -> dict:
+    """`bench` one contest after another, and say which peers are not installed; what is
+    measured is written to `out` after each, in case the next one stops."""
+    found: dict = {}
+    for name in names:
+        new = bench([name], **settings)
+        found = {**new, "contests": found.get("contests", {}) | new["contests"]}
+        if missing := new["contests"][name]["missing"]:
+            print(f"{name}: not installed, so not measured: {', '.join(missing)} "
+                  "(pip install 'alignkit[bench]')")
+        part = out.with_suffix(".part")
+        part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        os.replace(part, out)
     return found
 
 

@@ -18,7 +18,8 @@ from .tour import NOTEBOOKS
 
 
 def notebook(slug: str, keep: str | None = None, folder: Path = NOTEBOOKS) -> list[str]:
-    """Build and execute a paper's notebook; the problems that its template still has.
+    """Build and execute a paper's notebook; the rules of the template that it breaks,
+    printed too.
 
     Args:
         keep: "script" or "notebook": whose cells stay if both were edited.
@@ -37,8 +38,9 @@ def notebook(slug: str, keep: str | None = None, folder: Path = NOTEBOOKS) -> li
         built = build(source, Path(made) / path.name)
         ran = _executed(built, Path(made) / f"ran-{path.name}", source, path.parent)
         _stamp(ran, path)
-    print(f"written to {path}; its script: {source}")
-    return check_template(path)
+    problems = check_template(path)
+    print(f"written to {path}; its script: {source}", *problems, sep="\n")
+    return problems
 
 
 def find(slug: str, folder: Path = NOTEBOOKS) -> Path:

@@ -8,6 +8,7 @@ The author writes the first; the builder and the template's test take the second
 """
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from alignkit import claims
@@ -32,8 +33,15 @@ def here(result: claims.Result | None) -> str:
 
 
 def here_of(slug: str) -> str:
-    """The line of a paper as it should be now."""
-    return here(claims.headline(slug) if slug in claims.slugs() else None)
+    """The line of a paper as it should be now; of one that compares many methods and has
+    no headline, its verdicts counted."""
+    results = claims.stored(slug) if slug in claims.slugs() else []
+    headline = next((r for r in results if r.headline), None)
+    if headline or not results:
+        return here(headline)
+    counts = Counter(r.verdict for r in results)
+    said = ", ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
+    return f"**Here.** {len(results)} claims: {said}."
 
 
 def with_here(text: str, slug: str) -> str:

@@ -63,9 +63,8 @@ def source_problems(cell: NotebookNode) -> list[str]:
     """Tags, width, length of what is built by hand, plain Python."""
     problems = [f"unknown tag {tag!r}; there are {', '.join(TAGS)}"
                 for tag in tags_of(cell) if tag not in TAGS]
-    widest = max(len(line) for line in cell.source.split("\n"))
-    if widest > MAX_COLUMNS:
-        problems.append(f"a line of {widest} columns, at most {MAX_COLUMNS}")
+    problems += [f"a line of {len(line)} columns, at most {MAX_COLUMNS}: {line.strip()[:40]} …"
+                 for line in cell.source.split("\n") if len(line) > MAX_COLUMNS]
     lines = sum(1 for line in cell.source.split("\n") if line.strip())
     if "by-hand" in tags_of(cell) and lines > MAX_BY_HAND:
         problems.append(f"by-hand cell of {lines} lines, at most {MAX_BY_HAND}: make two")

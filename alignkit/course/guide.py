@@ -16,7 +16,7 @@ from alignkit.claims import scoreboard, stored, summary
 from alignkit.stats import VERDICTS
 
 from .card import refresh
-from .notebook import _save, read
+from .notebook import _save, read, student
 from .tour import NOTEBOOKS
 
 NAME = re.compile(r"(?:(\d-[a-z]+)/)?(\d\d-[a-z][a-z0-9-]*)")
@@ -118,6 +118,12 @@ def advice(folder: Path = Path(methods.__file__).parent) -> list[Advice]:
             title = text.partition(":")[0]
             rows.append(Advice(slug, title, " ".join(said[1].split()), verdicts))
     return rows
+
+
+def students(out: Path, folder: Path = NOTEBOOKS) -> list[Path]:
+    """Write every notebook's student version below `out`."""
+    return [student(path, out / path.relative_to(folder))
+            for path in sorted(folder.glob("*/*.ipynb"))]
 
 
 # As text -----------------------------------------------------------------------------
