@@ -106,18 +106,18 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--threads", type=int, default=2)
     measured.add_argument("--out", type=Path, default=Path("alignkit-bench.json"))
     measured.add_argument("--readme", type=Path, help="put the table between its markers")
-    _author_arguments(made)
+    _page_arguments(made)
+    return parser
+
+
+def _page_arguments(made: dict[str, argparse.ArgumentParser]) -> None:
+    made["new"].add_argument("--title", required=True, help="as it stands on the pages")
+    made["new"].add_argument("--part", help="its folder, where the curriculum does not say")
+    made["notebook"].add_argument("--keep", choices=("script", "notebook"), help="whose edits")
     for name, page in (("map", "README.md"), ("which", "README.md"),
                        ("scoreboard", "SCOREBOARD.md and the README")):
         made[name].add_argument("--write", action="store_true",
                                 help=f"bring notebooks/{page} up to date")
-    return parser
-
-
-def _author_arguments(made: dict[str, argparse.ArgumentParser]) -> None:
-    made["new"].add_argument("--title", required=True, help="as it stands on the pages")
-    made["new"].add_argument("--part", help="its folder, where the curriculum does not say")
-    made["notebook"].add_argument("--keep", choices=("script", "notebook"), help="whose edits")
 
 
 def _train_arguments(train: argparse.ArgumentParser) -> None:
