@@ -223,8 +223,9 @@ def test_it_learns_to_retrieve(settings):
 
 # The claims ---------------------------------------------------------------------------
 def arms() -> dict:
-    return {name: arm for c in claims.claims(features(), "tiny")
-            for name, arm in c.arms.items()}
+    s, pairs = claims.SCALES["tiny"], features()
+    rows = pairs.only(*claims.SIDES, *(f"{side}_features" for side in claims.SIDES))
+    return claims.heads_arms(rows, s) | claims.given_arms(rows, s)
 
 
 def solved(arm, change=lambda splits: splits):
