@@ -6,8 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ATTACHED_PICTURE = 0x400  # a cover among the video streams (FFmpeg's avformat.h)
-
 
 def decode(raw: bytes, name: str, frames: int) -> Tensor:
     """`frames` frames [t, h, w, 3] (uint8, RGB) of a video's bytes, evenly in time.
@@ -87,8 +85,11 @@ def _pick(raw: bytes, at: list[int]) -> tuple[list[np.ndarray], list]:
 
 def _film(container):
     """The first stream of moving pictures. Raises ValueError if there is none."""
-    films = [stream for stream in container.streams.video
-             if not int(stream.disposition) & ATTACHED_PICTURE]
+    from av.stream import Disposition
+
+    # A cover is a stream, too; without a decoder PyAV below 18.1 ends the process.
+    films = [stream for stream in container.streams.video if stream.codec_context
+             and not stream.disposition & Disposition.attached_pic]
     if not films:
         raise ValueError("no moving pictures in it")
     return films[0]
