@@ -61,8 +61,9 @@ class Store:
         blocks = range(-(-self.rows // BLOCK))
         return [b for b in blocks if str(b) not in index or not self._whole(b, index)]
 
-    def write(self, block: int, x: Tensor | Tokens) -> None:
-        """Save block number `block`, in as many shards as 64 MiB a shard asks for."""
+    def write(self, block: int, x: Tensor | Tokens, notes: dict | None = None) -> None:
+        """Save block number `block`, in as many shards as 64 MiB a shard asks for; and
+        what was seen of its rows, words -> [how many, the first]."""
         parts = {"values": x.values, "mask": x.mask} if isinstance(x, Tokens) else {
             "values": x}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,9 @@ class Store:
             shards.append({"file": path.name, "start": block * BLOCK + start,
                            "shape": list(piece["values"].shape), "sha256": digest})
         index = self._index() | {str(block): shards}
-        whole = {"fields": self.fields, "rows": self.rows, "blocks": index}
+        noted = self.notes() | {str(block): notes or {}}
+        whole = {"fields": self.fields, "rows": self.rows, "blocks": index,
+                 "notes": {key: value for key, value in noted.items() if value}}
         temporary = self.folder / "index.tmp"
         temporary.write_text(json.dumps(whole, indent=1), "utf-8")
         os.replace(temporary, self.folder / "index.json")
@@ -116,19 +119,29 @@ class Store:
                 del mapped  # unmaps this shard before the next
         return values if mask is None else Tokens(values, mask)
 
+    def notes(self) -> dict[str, dict[str, tuple[int, str]]]:
+        """What was seen of each block's rows when they were encoded."""
+        return (self._read_index() or {}).get("notes", {})
+
     def _index(self) -> dict[str, list[dict]]:
-        path = self.folder / "index.json"
+        found = self._read_index()
+        if found is not None:
+            return found.get("blocks", {})
+        warnings.warn(f"feature cache: {self.folder / 'index.json'} is damaged; its rows "
+                      "are encoded again", stacklevel=4)
+        return {}
+
+    def _read_index(self) -> dict | None:
+        """index.json, {} where there is none yet, None where it is damaged."""
         try:
-            found = json.loads(path.read_text("utf-8"))
-            if found["rows"] == self.rows:
-                return found["blocks"]
+            found = json.loads((self.folder / "index.json").read_text("utf-8"))
         except FileNotFoundError:
             return {}
-        except (ValueError, KeyError, TypeError):
-            pass
-        warnings.warn(f"feature cache: {path} is damaged; its rows are encoded again",
-                      stacklevel=4)
-        return {}
+        except ValueError:
+            return None
+        is_whole = isinstance(found, dict) and found.get("rows") == self.rows and (
+            isinstance(found.get("blocks"), dict))
+        return found if is_whole else None
 
     def _whole(self, block: int, index: dict) -> bool:
         for shard in index[str(block)]:

@@ -47,8 +47,11 @@ def e5_multilingual(seed: int | None = None) -> Encoder:
         if seed is None:
             ours = model.state_dict()
             model.load_state_dict({k: x.view_as(ours[k]) for k, x in _weights(found)})
-        return states_of(model, tokenizer, lambda t: _normal(PREFIX + t, found.replace))
+        return states_of(model, tokenizer, notes,
+                         lambda t: _normal(PREFIX + t, found.replace),
+                         [found.special[3], tokenizer.token_to_id("▁")])
 
+    notes: dict[str, list] = {}
     return Encoder(
         name="random:" * (seed is not None) + "text:e5-multilingual",
         modality="text",
@@ -57,6 +60,7 @@ def e5_multilingual(seed: int | None = None) -> Encoder:
         if seed is None else random_hash(seed, "transformers"),
         preprocessing=f"{PREFIX!r}, {MAX_TOKENS} tokens, masked mean; 1",
         build=build,
+        notes=notes,
     )
 
 

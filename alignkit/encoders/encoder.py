@@ -32,8 +32,8 @@ class Encoder:
     tell two encoders apart in the cache. The weights are read by `build` at the first
     call of `encode`, so that features that are in the cache cost no model. untold: what
     decides the features and is not told by these; they are then not cached. notes: what
-    was seen of the inputs since it was emptied, texts that were cut, say: words -> the
-    inputs; `add_features` says so.
+    was seen of the inputs, texts that were cut, say: words -> [how many, the first];
+    `add_features` says so.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Encoder:
     preprocessing: str
     build: Callable[[], Run] = field(repr=False)
     untold: list[str] = field(default_factory=list, repr=False)
-    notes: dict[str, list[str]] = field(default_factory=dict, repr=False)
+    notes: dict[str, list] = field(default_factory=dict, repr=False)
     _run: Run | None = field(default=None, init=False, repr=False)
 
     def layer(self, k: int) -> int:

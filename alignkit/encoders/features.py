@@ -133,6 +133,7 @@ def add_features(
             for k, is_tokens in {(encoder.layer(k), t) for k, t in wanted.values()}
         }
         _fill(stores, encoder, lambda i: pairs[column][first[i]], len(first), batch_size)
+        _say(stores, encoder, column, len(first))
         return pairs.with_features(**{
             name: stores[encoder.layer(k), is_tokens].read(at)
             for name, (k, is_tokens) in wanted.items()
@@ -225,6 +226,7 @@ def _encode(stores: dict[tuple[int, bool], Store], lacking: dict[tuple, set[int]
         for block in blocks:
             parts = {key: [] for key in stores if block in lacking[key]}
             layers = sorted({k for k, _ in parts})
+            encoder.notes.clear()
             tokens = any(is_tokens for _, is_tokens in parts)
             rows = range(block * BLOCK, min(n, (block + 1) * BLOCK))
             for start in range(0, len(rows), batch_size):
@@ -237,7 +239,20 @@ def _encode(stores: dict[tuple[int, bool], Store], lacking: dict[tuple, set[int]
                 if done == len(inputs):  # the first batch tells how long it takes
                     _announce(encoder, total, (time.perf_counter() - began) / done)
             for key, part in parts.items():
-                stores[key].write(block, _join(part))
+                stores[key].write(block, _join(part), dict(encoder.notes))
+
+
+def _say(stores: dict[tuple[int, bool], Store], encoder: Encoder, column: str,
+         n: int) -> None:
+    """Warn of texts that were cut or not understood, cached features included."""
+    blocks: dict[str, dict] = {}
+    for store in stores.values():
+        blocks |= store.notes()
+    for words in sorted({words for notes in blocks.values() for words in notes}):
+        found = [notes[words] for notes in blocks.values() if words in notes]
+        warnings.warn(f"{encoder.name}: {sum(count for count, _ in found)} of {n} distinct "
+                      f"rows of {column!r} are {words}, such as {found[0][1]!r}",
+                      stacklevel=3)
 
 
 def _announce(encoder: Encoder, total: int, seconds_a_row: float) -> None:

@@ -17,7 +17,7 @@ from alignkit.encoders.encoder import (
     seeded,
 )
 from alignkit.encoders.sound import to_waves, together
-from alignkit.encoders.text import check_texts
+from alignkit.encoders.text import check_texts, note
 from alignkit.versions import explained
 
 MAX_TOKENS = 512
@@ -51,14 +51,17 @@ def hugging_face(source: str, seed: int | None = None) -> Encoder:
         with seeded(seed):
             model = AutoModel.from_config(config)
     model = model.float().to(device()).eval()
-    read = {"text": _texts, "image": _pictures, "sound": _sounds}[modality]
-    prepare, how = read(folder, config)
     core, pool = model, None
     if tower:
         core = getattr(model, f"{TOWERS[tower]}_model")
         pool = getattr(model, POOLS[tower])
     elif modality == "sound" and config.is_encoder_decoder:
         core = model.get_encoder()
+    notes: dict[str, list] = {}
+    if modality == "text":
+        prepare, how = _texts(folder, config, places(core, config), notes)
+    else:
+        prepare, how = {"image": _pictures, "sound": _sounds}[modality](folder)
 
     def layers_of(inputs: list) -> list[Output]:
         if modality == "sound" and len(inputs) > 1:
@@ -88,6 +91,7 @@ def hugging_face(source: str, seed: int | None = None) -> Encoder:
     with torch.inference_mode():
         first = {"text": "a", "image": _white(), "sound": _second()}[modality]
         probe = layers_of([first])
+    notes.clear()
     return Encoder(
         name="random:" * (seed is not None) + f"hf:{source}",
         modality=modality,
@@ -95,6 +99,7 @@ def hugging_face(source: str, seed: int | None = None) -> Encoder:
         weights_hash=hash_weights(model),
         preprocessing=f"{how}; 1",
         build=lambda: run,
+        notes=notes,
     )
 
 
@@ -164,28 +169,47 @@ def _sees_padding(config) -> bool:
     return config.model_type.startswith("siglip")
 
 
-def _texts(source: str, config):
+def places(core: nn.Module, config) -> int:
+    """How many tokens a text model has places for: its settings say so, and the length of
+    its table, in which the kin of RoBERTa leave out those up to the padding's."""
+    settings = getattr(config, "text_config", config)
+    told = getattr(settings, "max_position_embeddings", None)
+    tables = [m for name, m in core.named_modules() if isinstance(m, nn.Embedding)
+              and "position" in name.rpartition(".")[2]]
+    skipped = max((m.padding_idx + 1 for m in tables if m.padding_idx is not None),
+                  default=0)
+    # -1: as many as there are (XLNet), as with models that say nothing (T5).
+    return told - skipped if told and told > 0 else MAX_TOKENS
+
+
+def _texts(source: str, config, most: int, notes: dict[str, list]):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source)
-    longest = min(tokenizer.model_max_length, MAX_TOKENS)
-    padding = "longest"
+    # Some tokenizers know no limit (10**30), some another than the model.
+    longest, padding = min(tokenizer.model_max_length, MAX_TOKENS, most), "longest"
     if _sees_padding(config):
-        padding = "max_length"
-        longest = getattr(config, "text_config", config).max_position_embeddings
+        padding, longest = "max_length", most
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
 
+    room = longest - tokenizer.num_special_tokens_to_add()
+    dumb = {None, tokenizer.unk_token_id, *tokenizer.all_special_ids}
+
     def prepare(texts: list) -> dict[str, Tensor]:
-        return tokenizer(check_texts(texts), padding=padding, truncation=True,
+        pieces = tokenizer(check_texts(texts), add_special_tokens=False,
+                           verbose=False)["input_ids"]
+        note(notes, texts, [len(found) > room for found in pieces],
+             [dumb.issuperset(found) for found in pieces])
+        return tokenizer(texts, padding=padding, truncation=True,
                          max_length=longest, return_attention_mask=True,
                          return_tensors="pt")
 
     return prepare, f"{longest} tokens" + ", all padded" * (padding != "longest")
 
 
-def _pictures(source: str, config):
+def _pictures(source: str):
     from transformers import AutoImageProcessor
 
     processor = AutoImageProcessor.from_pretrained(source)
@@ -196,7 +220,7 @@ def _pictures(source: str, config):
     return prepare, processor.to_json_string()
 
 
-def _sounds(source: str, config):
+def _sounds(source: str):
     from transformers import AutoFeatureExtractor
 
     extractor = AutoFeatureExtractor.from_pretrained(source)

@@ -18,6 +18,8 @@ from alignkit.encoders.encoder import (
 )
 
 MAX_TOKENS = 128
+CUT = "longer than the encoder reads, and cut"
+STRANGE = "without a piece that the encoder knows"
 
 
 def minilm(seed: int | None = None) -> Encoder:
@@ -41,8 +43,9 @@ def minilm(seed: int | None = None) -> Encoder:
             weights = load_file(folder / "model.safetensors")
             weights.pop("embeddings.position_ids")  # 0, 1, 2, …: no longer a weight
             model.load_state_dict(weights, strict=True)
-        return states_of(model, tokenizer)
+        return states_of(model, tokenizer, notes, mute=[tokenizer.token_to_id("[UNK]")])
 
+    notes: dict[str, list] = {}
     return Encoder(
         name="random:" * (seed is not None) + "text:minilm",
         modality="text",
@@ -51,16 +54,29 @@ def minilm(seed: int | None = None) -> Encoder:
         if seed is None else random_hash(seed, "transformers"),
         preprocessing=f"{MAX_TOKENS} tokens, masked mean; 1",
         build=build,
+        notes=notes,
     )
 
 
-def states_of(model: nn.Module, tokenizer, prepare: Callable[[str], str] = str) -> Run:
+def states_of(model: nn.Module, tokenizer, notes: dict[str, list],
+              prepare: Callable[[str], str] = str, mute: Sequence[int | None] = ()) -> Run:
     """Every layer's tokens and their means, of a BERT-like `model` of transformers and a
-    `tokenizer` of tokenizers that pads; `prepare` is applied to each text first."""
+    `tokenizer` of tokenizers that pads; `prepare` is applied to each text first.
+
+    notes: `note` writes there. mute: tokens that say nothing, an unknown piece's, say.
+    """
     model = model.to(device()).eval()
+
+    def known(encoding) -> int:
+        return sum(not special and token not in mute for token, special in
+                   zip(encoding.ids, encoding.special_tokens_mask, strict=True))
+
+    least = known(tokenizer.encode(prepare("")))  # of a prefix
 
     def run(texts: list, layers: Sequence[int]) -> dict[int, Output]:
         found = tokenizer.encode_batch([prepare(text) for text in check_texts(texts)])
+        note(notes, texts, [bool(x.overflowing) for x in found],
+             [known(x) <= least for x in found])
         ids = torch.tensor([x.ids for x in found], device=device())
         mask = torch.tensor([x.attention_mask for x in found], device=device())
         states = model(ids, mask, output_hidden_states=True).hidden_states
@@ -68,6 +84,16 @@ def states_of(model: nn.Module, tokenizer, prepare: Callable[[str], str] = str) 
         return {k: Output(masked_mean(*t), t) for k, t in tokens.items()}
 
     return run
+
+
+def note(notes: dict[str, list], texts: list[str], cut: list[bool],
+         strange: list[bool]) -> None:
+    """Count the texts that were cut at the encoder's limit, and those without a piece that
+    it knows: their features are of less than the text, or of nothing."""
+    for words, which in ((CUT, cut), (STRANGE, strange)):
+        if any(which):
+            seen = notes.setdefault(words, [0, texts[which.index(True)][:80]])
+            seen[0] += sum(which)
 
 
 def check_texts(texts: list) -> list[str]:

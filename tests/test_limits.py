@@ -1,0 +1,122 @@
+"""Texts at an encoder's limits: the smallest limit holds, and what was cut or not
+understood is counted and said, with features out of the cache too."""
+
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import pytest
+import torch
+
+from alignkit.data import Pairs
+from alignkit.encoders import add_features, load
+from alignkit.encoders.cache import Store
+
+KINDS = {  # positions that each kind has for tokens, of a table of 20 places
+    "BertModel": ("BertConfig", {}, 20), "RobertaModel": ("RobertaConfig", {"pad_token_id": 1}, 18),
+    "XLMRobertaModel": ("XLMRobertaConfig", {"pad_token_id": 1}, 18),
+    "MPNetModel": ("MPNetConfig", {"pad_token_id": 1}, 18),
+    "DistilBertModel": ("DistilBertConfig", {}, 20), "GPT2Model": ("GPT2Config", {}, 20),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    (tmp_path / "cache").mkdir()
+    from alignkit.data.fetch import cache_dir
+
+    (tmp_path / "cache" / "assets").symlink_to(cache_dir() / "assets")
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+
+
+def model_folder(folder, kind: str, limit: int | None):
+    """A tiny model of 20 places and a tokenizer whose own limit is `limit` (or none)."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    config, more, _ = KINDS[kind]
+    words = {"[UNK]": 0, "[PAD]": 1, "[CLS]": 2, "[SEP]": 3, "dog": 4, "red": 5}
+    plain = Tokenizer(models.WordLevel(words, "[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    plain.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]", **({"model_max_length": limit} if limit else {}),
+        model_input_names=["input_ids", "attention_mask"]).save_pretrained(folder)
+    small = {"vocab_size": 6, "max_position_embeddings": 20, "hidden_size": 8,
+             "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    if kind == "DistilBertModel":
+        small = {"vocab_size": 6, "max_position_embeddings": 20, "dim": 8, "n_layers": 1,
+                 "n_heads": 2, "hidden_dim": 8}
+    torch.manual_seed(0)
+    getattr(transformers, kind)(getattr(transformers, config)(**small | more)
+                                ).save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+@pytest.mark.parametrize("limit", [None, 10, 1000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_smallest_limit_of_tokenizer_and_model_holds(tmp_path, kind, limit):
+    encoder = load(model_folder(tmp_path / "m", kind, limit))
+    most = min(limit or 10**9, KINDS[kind][2])
+    assert encoder.preprocessing.startswith(f"{most} tokens")
+    tokens = encoder.encode(["dog " * 200, "dog"], tokens=True)[-1]
+    assert tokens.mask.sum(1).tolist() == [most, 3]
+
+
+def test_texts_that_are_cut_or_unknown_are_counted_and_said(tmp_path):
+    name = model_folder(tmp_path / "m", "BertModel", None)
+    texts = ["dog", "dog " * 18, "dog " * 19, "red " * 30, "猫", "qwx zz", "", "red qwx"]
+    pairs = Pairs.make({"text": texts * 40})
+    for _ in range(2):  # from the model, and from the cache
+        with pytest.warns(UserWarning) as said:
+            add_features(pairs, "text", name)
+        cut, strange = (str(w.message) for w in said)
+        assert f"2 of {len(texts)} distinct rows of 'text' are longer than" in cut
+        assert "such as 'dog dog" in cut and cut.startswith(name)
+        assert f"3 of {len(texts)} distinct rows of 'text' are without a piece" in strange
+        assert "such as '猫'" in strange
+
+
+def test_blocks_add_up_and_nothing_is_said_of_plain_texts(tmp_path):
+    name = model_folder(tmp_path / "m", "BertModel", None)
+    texts = [f"{'red ' * (k % 17)}dog{' red' * (k // 17)}" for k in range(300)]
+    long = sum(len(text.split()) > 18 for text in texts)
+    with pytest.warns(UserWarning, match=f"{long} of 300 distinct rows"):
+        add_features(Pairs.make({"text": texts}), "text", name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        add_features(Pairs.make({"text": ["dog", "red dog"]}), "text", name)
+        add_features(Pairs.make({"text": ["a cat", "ein Löwe"]}), "text", "text:minilm")
+        add_features(Pairs.make({"text": ["a cat", "獅子"]}), "text", "text:e5-multilingual")
+
+
+@pytest.mark.parametrize("name, long, unknown", [
+    ("text:minilm", "a cat " * 64, "𓂀𓃠"), ("text:e5-multilingual", "a cat " * 300, "𓂀")])
+def test_the_packaged_encoders_say_it_too(name, long, unknown):
+    with pytest.warns(UserWarning) as said:
+        add_features(Pairs.make({"text": ["a cat", long, unknown, " "]}), "text", name)
+    words = " ".join(str(w.message) for w in said)
+    assert f"{name}: 1 of 4 distinct rows of 'text' are longer" in words
+    assert "2 of 4 distinct rows of 'text' are without a piece" in words
+
+
+def test_an_index_of_an_earlier_version_is_read():
+    """It has no notes; its features stay."""
+    pairs = Pairs.make({"text": ["a cat"]})
+    before = add_features(pairs, "text", "text:minilm")["text_features"]
+    (path,) = Store({}, 0).folder.parent.glob("*/index.json")
+    text = path.read_text()
+    assert '"notes": {}' in text
+    path.write_text(text.replace(',\n "notes": {}', ""))
+    assert torch.equal(add_features(pairs, "text", "text:minilm")["text_features"], before)
+    code = textwrap.dedent("""
+        import sys
+        from alignkit.data import Pairs
+        from alignkit.encoders import add_features
+        add_features(Pairs.make({"text": ["a cat"]}), "text", "text:minilm")
+        assert "transformers" not in sys.modules
+    """)
+    subprocess.run([sys.executable, "-c", code], check=True)
