@@ -16,7 +16,10 @@ from alignkit.parts import (
     DualEncoder, Method, Settings, TransformerEncoder, info_nce, mean_pool, positives_of,
     sigmoid_loss, unit,
 )  # fmt: skip
-from alignkit.parts.large_batch import cached_backward, tiled_info_nce, tiled_sigmoid
+from alignkit.parts.large_batch import (
+    cached_backward, row_paths, tiled_info_nce, tiled_sigmoid,
+)  # fmt: skip
+from alignkit.training import Budget, fit
 
 HERE = Path(__file__).parent
 LOSSES = {
@@ -254,6 +257,80 @@ def test_cached_gradients_say_what_is_wrong():
         cached_backward(Centre(Settings(width=3), pairs), pairs.batch(), chunk=5)
     with pytest.raises(ValueError, match="chunk.*0"):
         cached_backward(DualEncoder(Settings(width=3), pairs), pairs.batch(), chunk=0)
+
+
+class WithBank(DualEncoder):
+    """Its batches have a bank of `n` entries that every row looks at, a noise a row, and
+    prompts as long as the batch: rows and others of the same length."""
+
+    def build(self, settings, pairs):
+        super().build(settings, pairs)
+        g = torch.Generator().manual_seed(1)
+        self.register_buffer("bank", torch.randn(12, 4, generator=g))
+
+    def collate(self, rows, generator):
+        n = len(rows)
+        return super().collate(rows, generator) | {
+            "bank": self.bank, "prompts": [f"p{k}" for k in range(12)],
+            "noise": torch.randn(n, 4, generator=generator),
+            "views": {"first": rows["image_features"] / 2, "bank": Tokens(
+                self.bank[:, None], torch.ones(12, 1, dtype=torch.bool))}}
+
+    def encode(self, batch):
+        assert len(batch["bank"]) == len(batch["prompts"]) == 12
+        assert len(batch["views"]["bank"].values) == 12
+        seen = batch["image_features"] + batch["noise"] + batch["views"]["first"]
+        looked = (seen @ batch["bank"].T).softmax(-1) @ batch["bank"]
+        return super().encode({**batch, "image_features": seen + looked})
+
+
+@pytest.mark.parametrize("chunk", [4, 5, 6])
+def test_what_is_only_as_long_as_the_batch_is_no_row(chunk):
+    g = torch.Generator().manual_seed(0)
+    pairs = Pairs.make({f"{m}_features": torch.randn(12, 4, generator=g)
+                        for m in ("image", "text")}, labels={"kind": torch.arange(12)})
+    method = WithBank(Settings(width=3), pairs)
+    batch = method.collate(pairs, torch.Generator().manual_seed(2))
+    loss = sum(method(batch).values())
+    loss.backward()
+    direct, paths = gradients(method), row_paths(method, pairs)
+    assert paths == {("ids",), ("item",), ("image_features",), ("text_features",), ("noise",),
+                     ("labels", "kind"), ("present", "image_features"),
+                     ("present", "text_features"), ("views", "first")}
+    (found,) = cached_backward(method, batch, chunk=chunk, rows=paths).values()
+    assert torch.allclose(found, loss, rtol=1e-5)
+    for name, gradient in gradients(method).items():
+        assert torch.allclose(gradient, direct[name], rtol=1e-4, atol=1e-6), name
+    losses = []
+    for rows in (0, chunk):
+        torch.manual_seed(0)
+        budget = Budget(steps=3, batch_size=12, lr=0.1, chunk=rows)
+        losses.append(fit(WithBank(Settings(width=3), pairs), pairs, budget).curve())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_batch_of_pairs_with_a_bank_beside_it_needs_no_more(chunk=5):
+    """Without `rows`, what `Pairs.batch` gave is cut and nothing else."""
+    class Looks(DualEncoder):
+        def encode(self, batch):
+            looked = batch["image_features"] @ batch["bank"].T @ batch["bank"]
+            return super().encode({**batch, "image_features": looked})
+
+    g = torch.Generator().manual_seed(0)
+    pairs = Pairs.from_features({f"{m}_features": torch.randn(12, 4, generator=g)
+                                 for m in ("image", "text")})
+    method = Looks(Settings(width=3), pairs)
+    batch = pairs.batch() | {"bank": torch.randn(12, 4, generator=g)}
+    (loss,) = method(batch).values()
+    (found,) = cached_backward(method, batch, chunk=chunk).values()
+    assert torch.allclose(found, loss.detach(), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"what `collate` adds is cut only with rows=row_paths"):
+        class Adds(DualEncoder):
+            def encode(self, batch):
+                return {**super().encode(batch), "noise": batch["noise"]}
+
+        noisy = pairs.batch() | {"noise": torch.zeros(12, 3)}
+        cached_backward(Adds(Settings(width=3), pairs), noisy, chunk=5)
 
 
 # Several processes ----------------------------------------------------------------------

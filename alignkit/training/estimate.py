@@ -8,7 +8,7 @@ import torch
 
 from alignkit.data import Pairs
 from alignkit.parts import Method
-from alignkit.parts.large_batch import cached_backward
+from alignkit.parts.large_batch import cached_backward, row_paths
 from alignkit.parts.large_batch.tiles import TILE
 from alignkit.training.budget import Budget
 from alignkit.training.loop import to_device
@@ -76,7 +76,8 @@ def _one_step(method: Method, rows: Pairs, budget: Budget, index: int, step: int
     batch = to_device(method.collate(part, generator), device)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         if 0 < budget.chunk < len(part):
-            cached_backward(method, batch, 0.5, chunk=budget.chunk)
+            cached_backward(method, batch, 0.5, chunk=budget.chunk,
+                            rows=row_paths(method, part))
         else:
             sum(method(batch, 0.5).values()).backward()
     if device.type != "cpu":

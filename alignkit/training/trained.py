@@ -27,6 +27,7 @@ class Whole:
         self.method, self.budget, self.accelerator = method, budget, accelerator
         self.model, self.optimizer = accelerator.prepare(method), _adamw(groups, budget)
         self.parameters = list(method.parameters())
+        self.rows = None  # what of a batch has an entry a row, for `chunk`
 
     def losses(self, batch: dict, progress: float) -> dict[str, Tensor]:
         """The losses of a batch; with `chunk` their gradients are there already."""
@@ -44,7 +45,7 @@ class Whole:
         # gradients, and the next pass then gives them none.
         with self.accelerator.autocast(AutocastKwargs(cache_enabled=False)):
             losses = cached_backward(self.method, batch, progress, chunk=self.budget.chunk,
-                                     **({"scale": scaler.scale} if scaler else {}))
+                                     rows=self.rows, **({"scale": scaler.scale} if scaler else {}))
         if several:  # this passed DistributedDataParallel by
             distributed.average_gradients(
                 [p for p in self.method.parameters() if p.requires_grad])
