@@ -43,11 +43,22 @@ def from_hub(name: str, revision: str | None, image: str, caption: str):
         found = found.cast_column(image, datasets.Image(decode=False))
         for number, row in enumerate(found):
             key, texts = f"{split}{number:08d}", row[caption]
-            raw = (row[image] or {}).get("bytes") or b""
+            try:
+                raw = _bytes(row[image] or {})
+            except OSError as error:
+                yield Skipped(key, f"its picture cannot be read: {error}")
+                continue
             ending = next((STARTS[s] for s in STARTS if raw.startswith(s)), None)
-            texts = [texts] if isinstance(texts, str) else list(texts or ())
+            texts = texts if isinstance(texts, list) else [] if texts is None else [texts]
             yield (Sample(key, {ending: raw}, texts, split=SPLIT.get(split, ""))
                    if ending else Skipped(key, "the row has no picture"))
+
+
+def _bytes(picture: dict) -> bytes:
+    """A row's picture: its bytes, or those of the file that it names."""
+    if picture.get("bytes") is None and picture.get("path"):
+        return Path(picture["path"]).read_bytes()
+    return picture.get("bytes") or b""
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -409,6 +409,31 @@ def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
         own("hf:someone/things", tmp_path / "other")
 
 
+def test_a_hub_row_may_name_a_file_or_lack_what_it_needs(tmp_path, monkeypatch):
+    """Pictures that lie beside the table, rows without one, captions that are none."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    import datasets
+
+    put(tmp_path, {"far.jpg": jpg(3)})
+    pictures = [{"bytes": None, "path": str(tmp_path / "far.jpg")}, {"bytes": png(), "path": None},
+                None, {"bytes": None, "path": str(tmp_path / "none.jpg")},
+                {"bytes": jpg(2), "path": None}]
+    made = datasets.Dataset.from_dict({"image": pictures,
+                                       "caption": ["a file", None, "x", "y", " "]})
+    (tmp_path / "set").mkdir()
+    made.to_parquet(tmp_path / "set" / "train-00000.parquet")
+    with pytest.warns(UserWarning, match="3 samples were skipped"):
+        own(f"hf:{tmp_path / 'set'}", tmp_path / "out")
+    pairs = Pairs.load(tmp_path / "out")
+    assert pairs["text"] == ["a file", ""] and pairs.present["text"].tolist() == [True, False]
+    assert abs(pairs["image"][0].getpixel((5, 5))[0] - 75) < 8
+    reasons = dict(pairs.tables["skipped"])
+    assert reasons["train00000002"] == "the row has no picture"
+    assert "none.jpg" in reasons["train00000003"]
+    assert reasons["train00000004"] == "caption 0 is blank"
+
+
 # --- what is refused -----------------------------------------------------------------
 
 

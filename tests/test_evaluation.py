@@ -637,6 +637,21 @@ def test_effective_rank_counts_equal_directions():
 # --------------------------------------------------------------------- calibration
 
 
+def test_probabilities_of_half_precision_are_probabilities():
+    """Their rows sum to 1 as far as the type can hold; logits are still told apart."""
+    logits = 3 * torch.randn(512, 5, generator=torch.Generator().manual_seed(0))
+    labels = logits.argmax(1)
+    wide = expected_calibration_error(logits.softmax(1), labels)
+    for kind in (torch.bfloat16, torch.float16):
+        soft = logits.to(kind).softmax(1)
+        assert (soft.float().sum(1) - 1).abs().max() > (1e-3 if kind == torch.bfloat16 else 0)
+        assert expected_calibration_error(soft, labels) == pytest.approx(wide, abs=0.01)
+        with pytest.raises(ValueError, match="apply softmax first"):
+            expected_calibration_error(logits.to(kind), labels)
+        with pytest.raises(ValueError, match="apply softmax first"):
+            expected_calibration_error(1.02 * soft, labels)
+
+
 def test_expected_calibration_error_worked_by_hand():
     # Two bins, the first (0, 1/2]. Confidence 1/2 (right), 1/2 (wrong): in the first
     # bin accuracy 1/2, gap 0. 3/4 (wrong), 1 (right): accuracy 1/2, confidence 7/8, gap

@@ -66,6 +66,33 @@ def test_the_smallest_limit_of_tokenizer_and_model_holds(tmp_path, kind, limit):
     assert tokens.mask.sum(1).tolist() == [most, 3]
 
 
+def test_a_tower_with_a_tokenizer_without_a_limit(tmp_path):
+    """CLIP's text tower has 77 places, whatever the tokenizer's file forgets to say."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    model_folder(tmp_path, "BertModel", None)
+    CLIPImageProcessor().save_pretrained(tmp_path)
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "intermediate_size": 8}
+    CLIPModel(CLIPConfig(
+        text_config={**small, "vocab_size": 6, "max_position_embeddings": 9, "eos_token_id": 3},
+        vision_config={**small, "image_size": 32, "patch_size": 2}, projection_dim=8,
+    )).save_pretrained(tmp_path)  # fmt: skip
+    encoder = load(f"hf:{tmp_path}#text")
+    assert encoder.preprocessing.startswith("9 tokens")  # and not the pictures' 257
+    assert encoder.encode(["dog " * 50], tokens=True)[-1].mask.sum() == 9
+    pairs = Pairs.make({"text": ["dog " * 7, "dog " * 8]})
+    with pytest.warns(UserWarning, match="1 of 2 distinct rows of 'text' are longer"):
+        add_features(pairs, "text", encoder)
+
+
+def test_one_text_is_not_taken_for_its_letters():
+    encoder = load("random:text:minilm")
+    for call in (encoder.encode, encoder.outputs):
+        with pytest.raises(TypeError, match=r"got the text 'a cat': write \['a cat'\]"):
+            call("a cat")
+
+
 def test_texts_that_are_cut_or_unknown_are_counted_and_said(tmp_path):
     name = model_folder(tmp_path / "m", "BertModel", None)
     texts = ["dog", "dog " * 18, "dog " * 19, "red " * 30, "猫", "qwx zz", "", "red qwx"]

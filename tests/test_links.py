@@ -19,7 +19,8 @@ from test_samples import ABOUT, one
 from test_shards import png
 
 from alignkit.data import Pairs, fetch, write_shards
-from alignkit.data.fetch import cache_dir, ensure, tree_hash, writable
+from alignkit.data.cache_folder import cache_dir, lock_of, writable
+from alignkit.data.fetch import ensure, tree_hash
 from alignkit.data.links import twin, walk
 from alignkit.encoders import Encoder, add_features
 from alignkit.encoders.encoder import Output
@@ -241,6 +242,15 @@ def test_a_cache_that_lacks_something_and_cannot_be_written_says_what_to_set(ass
                  lambda: ensure("y", entry)):
         with pytest.raises(PermissionError, match="cannot be written.*ALIGNKIT_CACHE"):
             call()
+
+
+def test_a_lock_of_another_user_says_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "x.lock").write_text("")
+    with lock_of(tmp_path / "x.lock"), lock_of(tmp_path / "y.lock"):
+        pass
+    monkeypatch.setattr(os, "access", lambda *args: False)
+    with pytest.raises(PermissionError, match="x.lock belongs to another.*ALIGNKIT_CACHE"):
+        lock_of(tmp_path / "x.lock")
 
 
 def test_a_cache_below_a_file_says_what_to_set(tmp_path):

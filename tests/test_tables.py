@@ -101,6 +101,15 @@ def test_a_turned_photo_is_set_upright(tmp_path):
     assert open_picture(tmp_path / "x.jpg").size == (7, 9)
 
 
+def test_dots_in_names_and_folders_are_no_endings(tmp_path):
+    for folder, name in (("v1.0", "22.05"), ("v1.0", "22.06"), ("a.b.c", "x")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}.png").write_bytes(png())
+        (tmp_path / folder / f"{name}.txt").write_text(name)
+    assert Pairs.from_folder(tmp_path / "v1.0")["text"] == ["22.05", "22.06"]
+    assert Pairs.from_folder(tmp_path / "a.b.c").ids == ["x.png#1"]
+
+
 def test_from_folder(folder):
     captions = {"cat": "a cat\n\nanother\n", "dog": "a dog", "owl": "owl"}
     for name, words in captions.items():

@@ -20,9 +20,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock
-
 from alignkit.data.archives import unpack
+from alignkit.data.cache_folder import cache_dir, lock_of, writable
 from alignkit.data.download import (
     WrongHash, address, download, file_hash, from_apt,
 )  # fmt: skip
@@ -41,38 +40,6 @@ class FetchError(RuntimeError):
 def manifest() -> dict[str, dict]:
     """The assets: name -> licence, note, sources, and hashes of what is unpacked."""
     return json.loads((Path(__file__).parent / "manifest.json").read_text("utf-8"))
-
-
-def cache_dir() -> Path:
-    """The cache folder: env ALIGNKIT_CACHE, else `~/.cache/alignkit`.
-
-    Raises RuntimeError where there is neither that variable nor a home directory.
-    """
-    if named := os.environ.get("ALIGNKIT_CACHE"):
-        return Path(named).absolute()
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError as error:  # a user without an entry, as in some containers
-        raise RuntimeError(f"no place for the cache ({error}): set the environment "
-                           "variable ALIGNKIT_CACHE to a folder") from None
-    return Path(base, "alignkit").absolute()
-
-
-def writable(folder: Path) -> Path:
-    """A folder of the cache, made if need be.
-
-    Raises PermissionError, with what to set, where nothing can be written there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        reason = "" if os.access(folder, os.W_OK) else "no permission to write"
-    except OSError as error:
-        reason = error.strerror
-    if reason:
-        raise PermissionError(
-            f"the cache {folder} lacks what is needed and cannot be written ({reason}): "
-            "set the environment variable ALIGNKIT_CACHE to a folder of yours")
-    return folder
 
 
 def asset(name: str) -> Path:
@@ -128,7 +95,8 @@ def ensure(name: str, entry: dict) -> Path:
     # Whole before any lock is asked for: a cache may be shared and read-only.
     if not _is_whole(folder, entry):
         writable(folder.parent)
-        with FileLock(f"{folder}.lock"):  # a second process waits, then finds it whole
+        # A second process waits, then finds it whole.
+        with lock_of(Path(f"{folder}.lock")):
             if not _is_whole(folder, entry):
                 _install(name, entry, folder)
     _checked.add(folder)

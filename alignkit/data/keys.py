@@ -11,9 +11,11 @@ import builtins
 import dis
 import functools
 import hashlib
+import logging
 import os
 import sys
 import sysconfig
+import threading
 import types
 from bisect import bisect_left
 from collections import deque
@@ -32,12 +34,15 @@ LIBRARIES = tuple(os.path.realpath(sysconfig.get_path(name)) + os.sep
                   for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 MAKES_A_CLASS = {"__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__",
                  "__static_attributes__", "__annotations__"}
+LOCKS = type(threading.Lock()), type(threading.RLock())
 MOST_FILES = 200_000  # of a folder that a reader names
 
 
 def content(sources: Sequence, read: Callable, kind: str) -> tuple[str, list[str]]:
-    """(sha256 in hex of what `sources` and `read` give, what it does not tell)."""
+    """(sha256 in hex of what `sources` and `read` give, what it does not tell). alignkit's
+    own readers look at no name: a data set that is moved keeps its features."""
     key = Key()
+    key.by_name = not str(getattr(read, "__module__", "")).startswith("alignkit.data.")
     key.add("kind", kind)
     for source in sources:
         key.value(source)
@@ -51,7 +56,8 @@ class Key:
     their code. `in_code`: texts may also be beginnings of a path ("photos/cat_")."""
 
     def __init__(self):
-        self.sha, self.untold, self.in_code = hashlib.sha256(), [], False
+        self.sha, self.untold = hashlib.sha256(), []
+        self.in_code, self.by_name = False, True
         self._seen: dict[int, int] = {}
         self._kept: list = []  # so that no id is given twice
         self._lists: dict[str, list[str]] = {}
@@ -90,6 +96,7 @@ class Key:
             (Tensor, self._tensor),
             (torch.nn.Module, self._network),
             (types.ModuleType, self._module),
+            ((logging.Logger, *LOCKS), lambda x: None),  # no value depends on them
             (functools.partial, lambda x: self._each([x.func, x.args, x.keywords])),
             (types.MethodType, lambda x: self._each([x.__func__, x.__self__])),
             ((staticmethod, classmethod), lambda x: self.value(x.__func__)),
@@ -107,7 +114,8 @@ class Key:
     # Files -----------------------------------------------------------------------------
     def _text(self, x: str | PurePath) -> None:
         text = os.fspath(x)
-        self.add("path" if isinstance(x, PurePath) else "text", text)
+        if self.by_name or self.in_code or not isinstance(x, PurePath):
+            self.add("path" if isinstance(x, PurePath) else "text", text)
         if len(text) > 4096 or "\0" in text or "\n" in text:
             return
         if not text.strip("./") and isinstance(x, str):  # punctuation of code

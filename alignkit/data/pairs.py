@@ -12,8 +12,8 @@ from torch import Tensor
 
 from alignkit.data import shard_files, storage
 from alignkit.data.columns import (
-    Column, Lazy, Tokens, check_column, digest, length, made_of, parent, row_numbers,
-    shape_of, take, texts, whole_numbers,
+    BY_PROVENANCE, Column, Lazy, Tokens, check_column, digest, length, made_of, parent,
+    row_numbers, shape_of, take, texts, whole_numbers,
 )  # fmt: skip
 from alignkit.data.tables import Table, open_picture, read_folder, read_table
 
@@ -97,8 +97,7 @@ class Pairs:
         present = {name: torch.ones(n, dtype=torch.bool) for name in columns} | {
             name: torch.as_tensor(mask).bool() for name, mask in (present or {}).items()
         }
-        labels = {k: whole_numbers(f"labels[{k!r}]", v)
-                  for k, v in (labels or {}).items()}
+        labels = {k: whole_numbers(f"labels[{k!r}]", v) for k, v in (labels or {}).items()}
         for name, part in {"ids": ids, "item": item, "group": group, **columns,
                            **{f"present[{k!r}]": v for k, v in present.items()},
                            **{f"labels[{k!r}]": v for k, v in labels.items()}}.items():
@@ -152,7 +151,8 @@ class Pairs:
     @classmethod
     def _from_files(cls, table: Table, path: Path) -> "Pairs":
         pictures = Lazy(table.pictures, open_picture)
-        sha = hashlib.sha256((digest(pictures) + digest(table.captions)).encode())
+        raw = digest(Lazy(table.pictures, open_picture, version=BY_PROVENANCE))  # bytes
+        sha = hashlib.sha256((raw + digest(table.captions)).encode())
         provenance = Provenance(path.stem, "user", "the user's own", path.name,
                                 "table 1", sha.hexdigest())
         return cls.make({"image": pictures, "text": table.captions}, ids=table.ids,

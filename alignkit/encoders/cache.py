@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from alignkit.data.columns import Tokens
-from alignkit.data.fetch import cache_dir, writable
+from alignkit.data.cache_folder import cache_dir, lock_of, writable
 
 BLOCK = 256  # rows between two points from which work can go on
 SHARD_BYTES = 64 * 2**20
@@ -44,7 +44,7 @@ class Store:
     def locked(self) -> Iterator[None]:
         """Be the one writer; says so where another process has to be waited for."""
         writable(self.folder.parent)
-        lock = FileLock(self.folder.with_suffix(".lock"))
+        lock = lock_of(self.folder.with_suffix(".lock"))
         try:
             lock.acquire(timeout=2)
         except Timeout:

@@ -70,8 +70,12 @@ class Encoder:
     ) -> dict[int, Output]:
         """Asked layer -> pooled features and (tokens=True) tokens, float32 on the CPU.
 
-        Raises ValueError for a layer that is not there or an encoder without tokens.
+        Raises ValueError for a layer that is not there or an encoder without tokens,
+        TypeError for a text that is given alone: its letters would be the inputs.
         """
+        if isinstance(inputs, str):
+            raise TypeError(f"inputs must be a list, got the text {inputs[:60]!r}: write "
+                            f"[{inputs[:20]!r}]")
         wanted = {k: self.layer(k) for k in layers}
         self.start()
         with torch.inference_mode():
