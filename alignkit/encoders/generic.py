@@ -51,17 +51,14 @@ def hugging_face(source: str, seed: int | None = None) -> Encoder:
         with seeded(seed):
             model = AutoModel.from_config(config)
     model = model.float().to(device()).eval()
-    core, pool = model, None
+    core, pool, notes = model, None, {}
     if tower:
         core = getattr(model, f"{TOWERS[tower]}_model")
         pool = getattr(model, POOLS[tower])
     elif modality == "sound" and config.is_encoder_decoder:
         core = model.get_encoder()
-    notes: dict[str, list] = {}
-    if modality == "text":
-        prepare, how = _texts(folder, config, places(core, config), notes)
-    else:
-        prepare, how = {"image": _pictures, "sound": _sounds}[modality](folder)
+    read = {"text": _texts, "image": _pictures, "sound": _sounds}[modality]
+    prepare, how = read(folder, config, core, notes)
 
     def layers_of(inputs: list) -> list[Output]:
         if modality == "sound" and len(inputs) > 1:
@@ -182,8 +179,10 @@ def places(core: nn.Module, config) -> int:
     return told - skipped if told and told > 0 else MAX_TOKENS
 
 
-def _texts(source: str, config, most: int, notes: dict[str, list]):
+def _texts(source: str, config, core: nn.Module, notes: dict[str, list]):
     from transformers import AutoTokenizer
+
+    most = places(core, config)
 
     tokenizer = AutoTokenizer.from_pretrained(source)
     # Some tokenizers know no limit (10**30), some another than the model.
@@ -209,7 +208,7 @@ def _texts(source: str, config, most: int, notes: dict[str, list]):
     return prepare, f"{longest} tokens" + ", all padded" * (padding != "longest")
 
 
-def _pictures(source: str):
+def _pictures(source: str, *_):
     from transformers import AutoImageProcessor
 
     processor = AutoImageProcessor.from_pretrained(source)
@@ -220,7 +219,7 @@ def _pictures(source: str):
     return prepare, processor.to_json_string()
 
 
-def _sounds(source: str):
+def _sounds(source: str, *_):
     from transformers import AutoFeatureExtractor
 
     extractor = AutoFeatureExtractor.from_pretrained(source)

@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 
 from alignkit.data import Pairs, Tokens
 from alignkit.parts import Method, Stage
-from alignkit.parts.large_batch import row_paths
 from alignkit.training import checkpoint, distributed
 from alignkit.training.budget import Budget, rate
 from alignkit.training.randomness import batch_rows, seed_all
@@ -141,9 +140,7 @@ class _Run:
             parameter.requires_grad_(False)
         first = self._restore(found) if found else 0
         self.trained = kind(self.method, groups, self.budget, self.accelerator)
-        if 0 < self.budget.chunk < size:
-            self.method.train()
-            self.trained.rows = row_paths(self.method, rows.select(range(size)))
+        self.trained.see(rows.select(range(size)))
         if found:
             checkpoint.unpack_optimizer(found[0], self.trained.optimizer)
         peaks = [group["lr"] for group in groups]

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from alignkit.data import Pairs
 from alignkit.parts import Method
-from alignkit.parts.large_batch import cached_backward
+from alignkit.parts.large_batch import cached_backward, row_paths
 from alignkit.training import distributed
 from alignkit.training.budget import Budget
 
@@ -27,7 +28,12 @@ class Whole:
         self.method, self.budget, self.accelerator = method, budget, accelerator
         self.model, self.optimizer = accelerator.prepare(method), _adamw(groups, budget)
         self.parameters = list(method.parameters())
-        self.rows = None  # what of a batch has an entry a row, for `chunk`
+        self.rows = None
+
+    def see(self, pairs: Pairs) -> None:
+        """Learn from the rows of a batch what it has an entry a row of, for `chunk`."""
+        if 0 < self.budget.chunk < len(pairs):
+            self.rows = row_paths(self.method.train(), pairs)
 
     def losses(self, batch: dict, progress: float) -> dict[str, Tensor]:
         """The losses of a batch; with `chunk` their gradients are there already."""
@@ -105,6 +111,9 @@ class Sharded:
         self.optimizer = _adamw([
             {**group, "params": [mine[names[id(p)]] for p in group["params"]]}
             for group in groups], budget)
+
+    def see(self, pairs: Pairs) -> None:
+        """Batches are not cut here."""
 
     def losses(self, batch: dict, progress: float) -> dict[str, Tensor]:
         """The losses of a batch."""
