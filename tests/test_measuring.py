@@ -12,7 +12,7 @@ from alignkit.course import measuring as exercises
 from alignkit.data import Pairs
 from alignkit.evaluation import retrieval
 from alignkit.parts import DualEncoder, Settings
-from alignkit.stats import t_interval
+from alignkit.stats import second_look, t_interval, verdict
 
 
 def known(n: int = 90) -> Pairs:
@@ -85,11 +85,16 @@ def test_arms_start_and_train_alike():
 
 
 # The exercises teach what the package computes ----------------------------------------
-def test_paired_interval_is_the_package():
-    def by_package(a, b, t):
-        return torch.tensor(t_interval((b - a).double().tolist())[1:3])
+def test_second_interval_and_judged_are_the_package():
+    def looked(first, more, t):
+        both = torch.cat([first, more]).double().tolist()
+        return torch.tensor(second_look(both, len(first), 0.975)[1:3])
 
-    assert exercises.paired_interval.grade(by_package)
+    def judged(d, margin, t):
+        order = ("holds", "some gain", "no gain", "opposite", "not resolved")
+        return order.index(verdict(t_interval(d.double().tolist()), margin))
+
+    assert exercises.second_interval.grade(looked) and exercises.judged.grade(judged)
 
 
 def test_recall_at_k_is_the_package():

@@ -55,7 +55,7 @@ class Study:
             null = claim.null
             _print(f"{claim.name}: {claim.sentence}")
             _print(f"{claim.figure}, {what}; margin {claim.margin:g}"
-                   f"{_because(claim)}", "    ")
+                   f" ({claim.margin_why})", "    ")
             _print(f"null: {null.name}, wanted {null.expected:g} ± {null.margin:g}", "    ")
 
     def run(self, seeds: Sequence[int], *names: str) -> dict[str, list[float]]:
@@ -115,12 +115,7 @@ class Study:
 
 def verdict_of(result: Result) -> str:
     """The verdict, with "equivalent" where that is known too."""
-    same = getattr(result, "equivalent", False) and not result.equivalence
-    return result.verdict + ", equivalent" * same
-
-
-def _because(claim) -> str:
-    return f" ({claim.why})" if getattr(claim, "why", "") else ""
+    return result.verdict + ", equivalent" * (result.equivalent and not result.equivalence)
 
 
 def _print(text: str, indent: str = "") -> None:
@@ -130,13 +125,14 @@ def _print(text: str, indent: str = "") -> None:
 
 def _table(results: Sequence[Result]) -> None:
     width = max(len(r.claim) for r in results)
-    print(f"{'claim':{width}}  {'mean':>6} {'95 % interval':>17}  "
+    print(f"{'claim':{width}}  {'mean':>6} {'interval':>17}  "
           f"{'verdict':13} new rows  null")
     for r in results:
         mean, low, high = (r.interval[k] for k in ("mean", "low", "high"))
-        over = {True: "too", False: "no", None: "-"}[getattr(r, "carries_over", None)]
         print(f"{r.claim:{width}}  {mean:+.3f} [{low:+.3f}, {high:+.3f}]  "
-              f"{verdict_of(r):13} {over:8}  {'passed' if r.null['passed'] else 'FAILED'}")
+              f"{verdict_of(r):13} {'too' if r.carries_over else 'no':8}  {'passed' if r.null['passed'] else 'FAILED'}")
+    if any(r.headline for r in results):
+        print("(intervals at 95 %; the headline's, which may be looked at twice, at 97.5 %)")
 
 
 def _figure(results: Sequence[Result]):
