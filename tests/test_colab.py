@@ -28,9 +28,9 @@ ADDRESS = "git+https://github.com/alignkit/alignkit"
 # As Colab builds them; torchvision fits its torch alone. The oldest stand at our lower
 # bounds; torchaudio ended with 2.11, so that the newest have none or one that does not fit.
 OLDEST = {
-    "torch": "2.7.0+cu126",
-    "torchvision": "0.22.0+cu126",
-    "torchaudio": "2.7.0+cu126",
+    "torch": "2.8.0+cu126",
+    "torchvision": "0.23.0+cu126",
+    "torchaudio": "2.8.0+cu126",
 }
 NEWEST = {"torch": "2.15.0+cu132", "torchvision": "0.29.2+cu132"}
 MACHINES = {
@@ -191,7 +191,7 @@ def test_the_check_sees_a_torch_that_would_change(tmp_path, change):
     command, colabs = next(iter(COMMANDS.values())), OLDEST
     dependencies = list(PROJECT["dependencies"])
     if change == "a newer bound":
-        dependencies.append("torchvision>=0.23")
+        dependencies.append("torchvision>=0.24")
     elif change == "an upper bound":
         dependencies.append("torch<2.12")
         colabs = NEWEST
@@ -200,7 +200,7 @@ def test_the_check_sees_a_torch_that_would_change(tmp_path, change):
     elif change == "an upgrade":
         command = [*command, "--upgrade", *NEWER]
     else:
-        colabs = OLDEST | {"torchvision": "0.21.0+cu124"}
+        colabs = OLDEST | {"torchvision": "0.22.0+cu126"}
     found = would_change(tmp_path, command, dependencies, colabs)
     assert set(NEWER) & set(found), found
 
