@@ -1,12 +1,15 @@
 """What the claims of several papers share: a corpus, a figure, a null control."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from alignkit.claims.claim import Condition, Trained
+from alignkit.claims.claim import Condition, Null, Trained
 from alignkit.data import Lazy, Pairs, Splits, few_pairs, shuffle_pairs
 from alignkit.data.emoji import emoji
+from alignkit.data.scenes import scenes
+from alignkit.encoders import add_features
 from alignkit.evaluation import evaluate_retrieval
 from alignkit.parts import Method
 
@@ -14,7 +17,25 @@ from alignkit.parts import Method
 WORTH = {"margin": 0.02,
          "margin_why": "two in a hundred; less would change nobody's choice of a method"}
 FEWEST_ITEMS = 60  # fewer leave no test set on which hit@10 means anything
+# The usual encoders at scale 'gpu': one 16 GB GPU, pairs of a user's own, some thousand.
+GPU = {"image": "timm:vit_small_patch14_dinov2.lvd142m",
+       "text": "hf:sentence-transformers/all-mpnet-base-v2"}
 
+
+@dataclass(frozen=True)
+class Encoders:
+    """What a paper's `Scale` begins with: the usual encoders, which work offline."""
+
+    image: str = "image:efficientnet-lite0"
+    text: str = "text:minilm"
+
+
+def rates(*rates: float) -> tuple[dict, ...]:
+    """A grid of learning rates."""
+    return tuple({"lr": lr} for lr in rates)
+
+
+# Corpora ------------------------------------------------------------------------------
 
 def image_text(scale: str, pairs: Pairs | None = None, limit: int | None = None) -> Pairs:
     """The user's `pairs` if given, else the emoji corpus (`limit` groups of it).
@@ -33,6 +54,20 @@ def image_text(scale: str, pairs: Pairs | None = None, limit: int | None = None)
     return pairs
 
 
+def pooled(scale: str, pairs: Pairs | None, s: Encoders, limit: int | None = None) -> Pairs:
+    """`image_text` with the pooled features of both encoders."""
+    pairs = image_text(scale, pairs, limit)
+    return add_features(add_features(pairs, "image", s.image), "text", s.text)
+
+
+def need_labels(pairs: Pairs, names: Sequence[str], what: str) -> None:
+    """Raises ValueError if a label lacks; `what` the user must give."""
+    if missing := set(names) - set(pairs.labels):
+        raise ValueError(f"pairs has no labels {sorted(missing)}: {what}, with label_names "
+                         "(Pairs.make, then save it and hand over its folder)")
+
+
+# Scores, controls and conditions ------------------------------------------------------
 def hit_at_10(method: Method, pairs: Pairs) -> float:
     """hit@10 of image -> text and text -> image, the mean of both."""
     return evaluate_retrieval(method, pairs)["mean"]["hit@10"]
@@ -50,10 +85,61 @@ def held_out_hits(arms: Mapping[str, Trained], figure: str = "hit@10") -> dict[s
             for name, arm in arms.items()}
 
 
+def by_arm(figure: Callable[[Trained], float]) -> Callable:
+    """A claim's `measure`: the figure of every arm."""
+    return lambda arms: {name: figure(trained) for name, trained in arms.items()}
+
+
+def on_test(figure: Callable[[Method, Pairs], float]) -> Callable:
+    """A claim's `measure`: `figure(method, test rows)` of every arm."""
+    return by_arm(lambda trained: figure(trained.method, trained.splits.test))
+
+
+def leaves_room(name: str, low: float, high: float, figure: str = "hit@10") -> Condition:
+    """The baseline's figure on the test rows lies between low and high."""
+    return Condition(name, lambda arm: held_out_hits({"": arm}, figure)[""], low, high)
+
+
+def gains(one: tuple[str, str], other: tuple[str, str]) -> dict:
+    """For a claim on a difference of two gains: its `statistic` and its `twins`; one,
+    other: baseline and method of each gain."""
+    (a, b), (c, d) = one, other
+    return {"statistic": lambda f: f[b] - f[a] - (f[d] - f[c]), "twins": {b: a, d: c}}
+
+
 def shuffled_training(splits: Splits, seed: int) -> Splits:
     """A null's `transform`: no training picture keeps its text, so nothing is learned
     about pairs."""
     return splits._replace(train=shuffle_pairs(splits.train, "text", seed))
+
+
+UNPAIRED = Null("training pairs shuffled", shuffled_training, 0.0, 0.02)
+
+
+def nothing_paired(splits: Splits, seed: int) -> Splits:
+    """A null's `transform`: no row of any split keeps its text."""
+    return Splits(*(shuffle_pairs(part, "text", seed + k)
+                    for k, part in enumerate(splits)))
+
+
+# Scenes and their single objects ------------------------------------------------------
+def scene_tokens(scale: str, pairs: Pairs | None, s) -> Pairs:
+    """The user's `pairs`, or composed scenes with their single objects, with the tokens
+    of both encoders. s: a scale with `scenes`, how many, and `alone`, how many of them
+    also with one object.
+
+    Raises ValueError as `image_text` does.
+    """
+    columns = ["image", "text"]
+    if pairs is None and scale in ("tiny", "small"):
+        pairs = single_objects(scenes(s.scenes), s.alone)
+        columns += ["image_one", "text_one"]
+    else:
+        pairs = image_text(scale, pairs)
+    for column in columns:
+        encoder = s.text if column.startswith("text") else s.image
+        pairs = add_features(pairs, column, encoder, tokens=True)
+    return pairs
 
 
 def single_objects(pairs: Pairs, n: int) -> Pairs:

@@ -31,11 +31,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from alignkit.claims.claim import Arm, Claim, Condition, Null
-from alignkit.claims.common import (WORTH, held_out_hits, hit_at_10, image_text,
-                                    shuffled_training, validation_hits)
+from alignkit.claims.claim import Arm, Claim
+from alignkit.claims.common import (
+    GPU, UNPAIRED, WORTH, Encoders, held_out_hits, leaves_room, pooled, rates,
+    validation_hits,
+)  # fmt: skip
 from alignkit.data import Pairs
-from alignkit.encoders import add_features
 from alignkit.parts import DualEncoder, Settings, positives_of, sigmoid_loss
 from alignkit.training import Budget
 
@@ -43,11 +44,9 @@ NEEDS = ("image", "text")
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Encoders):
     """Encoders, width of the shared space, a small batch, and the budget."""
 
-    image: str = "image:efficientnet-lite0"
-    text: str = "text:minilm"
     width: int = 128
     limit: int | None = None
     small_batch: int = 64
@@ -60,8 +59,7 @@ SCALES = {
                   budget=replace(Scale.budget, steps=20, validate_every=10)),
     "small": Scale(),
     # One 16 GB GPU; bring pairs of your own (`--pairs`), some thousand.
-    "gpu": Scale(image="timm:vit_small_patch14_dinov2.lvd142m",
-                 text="hf:sentence-transformers/all-mpnet-base-v2", width=256,
+    "gpu": Scale(**GPU, width=256,
                  small_batch=512, budget=replace(Scale.budget, steps=1000,
                                                  batch_size=4096)),
     "full": Scale(image="timm:vit_large_patch14_dinov2.lvd142m",
@@ -92,8 +90,7 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     Raises ValueError as `image_text` does.
     """
     s = SCALES[scale]
-    pairs = image_text(scale, pairs, s.limit)
-    return add_features(add_features(pairs, "image", s.image), "text", s.text)
+    return pooled(scale, pairs, s, s.limit)
 
 
 def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
@@ -108,11 +105,8 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     common = dict(
         figure="hit@10", measure=held_out_hits, differs="method",
         validate=validation_hits, choose_by="hit@10",
-        grid=({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-2}),
-        null=Null("training pairs shuffled", shuffled_training, expected=0.0, margin=0.02),
-        condition=Condition(
-            "the baseline's hit@10 leaves room",
-            lambda arm: hit_at_10(arm.method, arm.splits.test), 0.0, 0.6))
+        grid=rates(1e-3, 3e-3, 1e-2, 3e-2), null=UNPAIRED,
+        condition=leaves_room("the baseline's hit@10 leaves room", 0.0, 0.6))
     return [
         Claim(name="small-batch", headline=True, **WORTH,
               sentence=f"With batches of {s.small_batch} the sigmoid loss finds more unseen "

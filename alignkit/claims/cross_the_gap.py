@@ -35,7 +35,7 @@ same recipe, and all eight seeds were run again. What is published is the second
 `images` is not resolved.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -43,6 +43,7 @@ import torch
 from torch import Tensor
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
+from alignkit.claims.common import by_arm, gains
 from alignkit.claims.runs import TUNING_SEEDS
 from alignkit.data import Pairs, Splits
 from alignkit.data.objects import objects, short_caption
@@ -213,15 +214,6 @@ def accuracy_of_prompts(trained: Trained) -> float:
     return zero_shot(asks, prompts(trained), labels)["accuracy"]
 
 
-def each(figure: Callable[[Trained], float]) -> Callable:
-    """A claim's `measure`: the figure of every arm."""
-
-    def measure(arms: Mapping[str, Trained]) -> dict[str, float]:
-        return {name: figure(trained) for name, trained in arms.items()}
-
-    return measure
-
-
 # The claims ---------------------------------------------------------------------------
 def arms_of(pairs: Pairs, s: Scale) -> dict[str, Arm]:
     """All arms by name."""
@@ -264,7 +256,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         return Claim(
             name=name, sentence=sentence, arms={n: arms[n] for n in names},
             baseline=baseline, method="inverted", differs="method",
-            measure=each(measure), figure=figure, headline=name == "images", units=TOWERS,
+            measure=by_arm(measure), figure=figure, headline=name == "images", units=TOWERS,
             margin=MARGIN, margin_why="one in a hundred, of eight pairs of towers",
             budget=Budget(steps=0), validate=lambda method, splits: {}, choose_by=figure,
             null=Null("nouns of the test rows shuffled", shuffled_nouns, 0.0, 0.02),
@@ -287,7 +279,5 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         claim("intra-modal", "Towers that were also trained on two views of each picture "
               "gain less (difference of the gains).", image_map, "mAP", (0.1, 0.8),
               names=("plain-intra", "inverted-intra"),
-              twins={"inverted": "plain", "inverted-intra": "plain-intra"},
-              statistic=lambda f: (f["inverted"] - f["plain"]
-                                   - (f["inverted-intra"] - f["plain-intra"]))),
+              **gains(("plain", "inverted"), ("plain-intra", "inverted-intra"))),
     ]

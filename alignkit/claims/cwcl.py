@@ -38,16 +38,18 @@ Decided by pilots on `lit` alone, before any weight was used:
   alike.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import WORTH, hit_at_10, image_text, shuffled_training
-from alignkit.data import Pairs, Splits, shuffle_pairs
+from alignkit.claims.claim import Arm, Claim, Condition, Null
+from alignkit.claims.common import (
+    GPU, UNPAIRED, WORTH, Encoders, gains, hit_at_10, image_text, need_labels,
+    nothing_paired, on_test, rates,
+)  # fmt: skip
+from alignkit.data import Pairs, Splits
 from alignkit.encoders import add_features
 from alignkit.evaluation import encode_pairs, zero_shot
 from alignkit.methods.cwcl import Cwcl, CwclSettings, Lit
@@ -61,12 +63,10 @@ CONE = 0.8  # cosines of a narrow space: CONE + (1 − CONE) · cosine
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Encoders):
     """Encoders and which one is the shared space; rows of a batch that is composed by
     class, and how many of one class at most; budget."""
 
-    image: str = "image:efficientnet-lite0"
-    text: str = "text:minilm"
     frozen: str = "text"
     limit: int | None = None
     rows: int = 64
@@ -82,8 +82,7 @@ SCALES = {
                   budget=replace(Scale.budget, steps=10, batch_size=64)),
     "small": Scale(),
     # One 16 GB GPU; bring pairs of your own (`--pairs`), some thousand.
-    "gpu": Scale(image="timm:vit_small_patch14_dinov2.lvd142m",
-                 text="hf:sentence-transformers/all-mpnet-base-v2", rows=512, draw=4096,
+    "gpu": Scale(**GPU, rows=512, draw=4096,
                  budget=replace(Scale.budget, steps=1000, batch_size=2048,
                                 validate_every=100)),
     # LiT's side frozen, towers of the paper's kind; its budget is not known to us.
@@ -158,10 +157,7 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     """
     s = SCALES[scale]
     pairs = image_text(scale, pairs, s.limit)
-    if missing := set(LABELS) - set(pairs.labels):
-        raise ValueError(f"pairs has no labels {sorted(missing)}: give every row a class, "
-                         "with label_names (Pairs.make, then save it and hand over its "
-                         "folder)")
+    need_labels(pairs, LABELS, "give every row a class")
     for column, encoder in (("image", s.image), ("text", s.text)):
         pairs = add_features(pairs, column, encoder)
     names = Pairs.make({"text": class_names(pairs)})
@@ -194,19 +190,6 @@ def kept_structure(method: Cwcl, rows: Pairs) -> float:
 def validation(method: Method, splits: Splits) -> dict[str, float]:
     """The mean of the figures for classes and for pairs."""
     return {"both": (classified(method, splits.val) + hit_at_10(method, splits.val)) / 2}
-
-
-def by_arm(figure: Callable[[Method, Pairs], float]) -> Callable:
-    """A claim's `measure`: `figure(method, test rows)` by arm."""
-    def measure(trained: Mapping[str, Trained]) -> dict[str, float]:
-        return {name: figure(arm.method, arm.splits.test) for name, arm in trained.items()}
-    return measure
-
-
-def nothing_paired(splits: Splits, seed: int) -> Splits:
-    """A null's `transform`: no row of any split keeps its text."""
-    return Splits(*(shuffle_pairs(part, "text", seed + k)
-                    for k, part in enumerate(splits)))
 
 
 def span(rows: Pairs, column: str) -> float:
@@ -245,9 +228,8 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     column = CwclSettings().towers[s.frozen]
     common = dict(
         method="cwcl", differs="method", **WORTH, budget=s.budget, validate=validation,
-        choose_by="both", grid=({"lr": 3e-4}, {"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}),
-        measure=by_arm(classified), figure="balanced accuracy",
-        null=Null("training pairs shuffled", shuffled_training, 0.0, 0.02),
+        choose_by="both", grid=rates(3e-4, 1e-3, 3e-3, 1e-2),
+        measure=on_test(classified), figure="balanced accuracy", null=UNPAIRED,
         condition=Condition("span of the middle 90 % of the frozen cosines",
                             lambda arm: span(arm.splits.test, column), 0.2, 2.0))
 
@@ -260,7 +242,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         claim("transfer", "lit", "Pictures are classified by the names of classes better "
               "than with one right answer an anchor (LiT).", headline=True),
         claim("structure", "lit", "The trained side's similarities of new rows follow the "
-              "frozen side's more closely.", measure=by_arm(kept_structure),
+              "frozen side's more closely.", measure=on_test(kept_structure),
               figure="Spearman", margin=0.1,
               margin_why="a tenth of the scale: less is not seen in a drawing of the space",
               null=Null("pairs of all splits shuffled", nothing_paired, 0.0, 0.02)),
@@ -272,8 +254,6 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         claim("own-class", "lit-one", "The gain is larger in batches of few classes than "
               "where every row is of another class (difference of the gains).",
               method="cwcl-many", names=("lit-one", "cwcl-one", "lit-many", "cwcl-many"),
-              twins={"cwcl-one": "lit-one", "cwcl-many": "lit-many"},
               budget=replace(s.budget, batch_size=s.draw),
-              statistic=lambda f: (f["cwcl-many"] - f["lit-many"]
-                                   - (f["cwcl-one"] - f["lit-one"]))),
+              **gains(("lit-many", "cwcl-many"), ("lit-one", "cwcl-one"))),
     ]

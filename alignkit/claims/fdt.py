@@ -39,16 +39,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import torch
-from torch import Tensor
 
-from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
+from alignkit.claims.claim import Arm, Claim, Condition, Trained
 from alignkit.claims.common import (
-    WORTH, held_out_hits, image_text, several_objects, shuffled_training, single_objects,
-    single_pairs, split_few, validation_hits,
+    GPU, UNPAIRED, WORTH, Encoders, gains, held_out_hits, rates, scene_tokens,
+    several_objects, single_pairs, split_few, validation_hits,
 )  # fmt: skip
 from alignkit.data import Pairs, Splits, Tokens
-from alignkit.data.scenes import scenes
-from alignkit.encoders import add_features
 from alignkit.evaluation import encode_pairs, retrieval
 from alignkit.methods.fdt import Fdt, FdtSettings, PooledHeads
 from alignkit.parts import (
@@ -63,15 +60,13 @@ MAY_LOSE = 0.03
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Encoders):
     """Scenes, and how many of them also with one object alone; encoders; leading
     directions kept of the pictures' tokens (None: all); codes, their width, T, and T
     of the softmax arm; training captions of single objects; budget."""
 
     scenes: int = 1200
     alone: int = 600
-    image: str = "image:efficientnet-lite0"
-    text: str = "text:minilm"
     leading: int | None = 128
     codes: int = 256
     width: int = 64
@@ -88,8 +83,7 @@ SCALES = {
                   budget=replace(Scale.budget, steps=20, validate_every=10)),
     "small": Scale(),
     # One 16 GB GPU, thousands of `--pairs` of yours; softmax's T is a guess, as below.
-    "gpu": Scale(image="timm:vit_small_patch14_dinov2.lvd142m",
-                 text="hf:sentence-transformers/all-mpnet-base-v2", leading=None,
+    "gpu": Scale(**GPU, leading=None,
                  codes=1024, width=128,
                  budget=replace(Scale.budget, steps=1000, batch_size=128)),
     # The paper's codebook, T, batch, steps and rate; its towers are trained too.
@@ -108,21 +102,12 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     Raises ValueError as `image_text` does.
     """
     s = SCALES[scale]
-    columns = ["image", "text"]
-    if pairs is None and scale in ("tiny", "small"):
-        pairs = single_objects(scenes(s.scenes), s.alone)
-        columns += ["image_one", "text_one"]
-    else:
-        pairs = image_text(scale, pairs)
-    for column in columns:
-        encoder = s.text if column.startswith("text") else s.image
-        pairs = add_features(pairs, column, encoder, tokens=True)
+    pairs = scene_tokens(scale, pairs, s)
     if s.leading:
         directions = leading_directions(pairs["image_tokens"], s.leading)
-        cut = {f"{c}_tokens": Tokens(pairs[f"{c}_tokens"].values @ directions,
-                                     pairs[f"{c}_tokens"].mask)
-               for c in columns if c.startswith("image")}
-        pairs = pairs.with_features(**cut)
+        pairs = pairs.with_features(**{
+            name: Tokens(pairs[name].values @ directions, pairs[name].mask)
+            for name in ("image_tokens", "image_one_tokens") if name in pairs.columns})
     return pairs
 
 
@@ -210,7 +195,6 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     """The claims on `pairs` (from `data`); the last one on scenes only."""
     s = SCALES[scale]
     arms = _arms(pairs, s)
-    null = Null("training pairs shuffled", shuffled_training, 0.0, 0.02)
 
     def claim(name: str, baseline: str, sentence: str, **rest) -> Claim:
         """`fdt` against one other arm."""
@@ -218,10 +202,9 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
             arms={arm: arms[arm] for arm in (baseline, "fdt")}, baseline=baseline,
             method="fdt", differs="method", figure="hit@1", **WORTH,
             measure=partial(held_out_hits, figure="hit@1"),
-            budget=s.budget, grid=[{"lr": lr} for lr in (1e-3, 3e-3, 1e-2, 3e-2)],
+            budget=s.budget, grid=rates(1e-3, 3e-3, 1e-2, 3e-2),
             validate=partial(validation_hits, figure="hit@1"), choose_by="hit@1",
-            condition=several_objects(pairs),
-            null=null)
+            condition=several_objects(pairs), null=UNPAIRED)
         return Claim(name=name, sentence=sentence, **(common | rest))
 
     softer = Condition("codes of softmax for one of sparsemax", softness, 3.0, s.codes)
@@ -242,7 +225,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
               measure=overlap_ratio, statistic=lambda f: f["fdt"] - 1, margin=1.0,
               margin_why="twice as much as others', as the sentence says",
               figure="overlap, own / others",
-              null=null._replace(margin=0.2)),
+              null=UNPAIRED._replace(margin=0.2)),
         claim("maximum", "mean",
               "Codes chosen by the best token retrieve better than by the mean token."),
     ]
@@ -254,6 +237,5 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         "several-objects", "pooled",
         "The gain is larger where captions name two objects than with single objects, "
         "made as hard by training on 60 captions only (difference of the gains).",
-        arms=four, twins={"fdt": "pooled", "fdt-one": "pooled-one"},
-        statistic=lambda f: f["fdt"] - f["pooled"] - (f["fdt-one"] - f["pooled-one"])))
+        arms=four, **gains(("pooled", "fdt"), ("pooled-one", "fdt-one"))))
     return found

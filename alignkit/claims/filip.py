@@ -32,15 +32,13 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from alignkit.claims.claim import Arm, Claim, Null, Reported, Trained
+from alignkit.claims.claim import Arm, Claim, Reported, Trained
 from alignkit.claims.common import (
-    WORTH, held_out_hits, image_text, several_objects, shuffled_training, single_objects,
-    single_pairs, split_few, validation_hits,
+    GPU, UNPAIRED, WORTH, Encoders, gains, held_out_hits, rates, scene_tokens,
+    several_objects, single_pairs, split_few, validation_hits,
 )  # fmt: skip
 from alignkit.data import Pairs, Splits
 from alignkit.data.fetch import asset
-from alignkit.data.scenes import scenes
-from alignkit.encoders import add_features
 from alignkit.methods.filip import Filip, FilipSettings, MeanInteraction, inner_tokens
 from alignkit.parts import DualEncoder, Method, Settings, mean_pool, unit
 from alignkit.training import Budget
@@ -49,14 +47,12 @@ NEEDS = ("image", "text")
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Encoders):
     """Scenes, and how many of them also with one object alone; encoders, width, share of
     tokens shown, training captions of single objects, budget."""
 
     scenes: int = 1200
     alone: int = 600
-    image: str = "image:efficientnet-lite0"
-    text: str = "text:minilm"
     width: int = 64
     keep: float = 1.0
     singles: int = 60
@@ -70,8 +66,7 @@ SCALES = {
                   budget=replace(Scale.budget, steps=20, validate_every=10)),
     "small": Scale(),
     # One 16 GB GPU; bring pairs of your own (`--pairs`), some thousand.
-    "gpu": Scale(image="timm:vit_small_patch14_dinov2.lvd142m",
-                 text="hf:sentence-transformers/all-mpnet-base-v2", width=128,
+    "gpu": Scale(**GPU, width=128,
                  budget=replace(Scale.budget, steps=2000, batch_size=128)),
     # The paper's patch size, width and share of tokens; its towers are trained too.
     "full": Scale(image="timm:vit_base_patch32_clip_224.openai",
@@ -87,19 +82,11 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     Raises ValueError as `image_text` does.
     """
     s = SCALES[scale]
-    columns = ["image", "text"]
-    if pairs is None and scale in ("tiny", "small"):
-        pairs = single_objects(scenes(s.scenes), s.alone)
-        columns += ["image_one", "text_one"]
-    else:
-        pairs = image_text(scale, pairs)
-    for column in columns:
-        encoder = s.text if column.startswith("text") else s.image
-        pairs = add_features(pairs, column, encoder, tokens=True)
-        if column.startswith("text"):
-            inner = inner_tokens(pairs[f"{column}_tokens"])
-            pairs = pairs.with_features(**{f"{column}_tokens": inner})
-    if "image_one" in columns:
+    pairs = scene_tokens(scale, pairs, s)
+    pairs = pairs.with_features(**{
+        name: inner_tokens(pairs[name])
+        for name in ("text_tokens", "text_one_tokens") if name in pairs.columns})
+    if "image_one" in pairs.columns:
         pairs = pairs.with_features(text_nouns=noun_tokens(pairs))
     return pairs
 
@@ -194,8 +181,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         differs="method", measure=partial(held_out_hits, figure="hit@1"), figure="hit@1",
         budget=s.budget, validate=partial(validation_hits, figure="hit@1"),
         choose_by="hit@1", condition=several_objects(pairs),
-        grid=({"lr": 3e-4}, {"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}),
-        null=Null("training pairs shuffled", shuffled_training, expected=0.0, margin=0.02))
+        grid=rates(3e-4, 1e-3, 3e-3, 1e-2), null=UNPAIRED)
 
     def pair_of(baseline: str, **rest) -> dict:
         names = {name: arms[name] for name in (baseline, "filip")}
@@ -221,7 +207,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         **pair_of("pooled", measure=lambda trained: pointing(trained, pairs),
                   figure="own - other",
                   # Chance alone makes the interval of eight seeds of 480 nouns about ± 0.03.
-                  null=common["null"]._replace(margin=0.06))))
+                  null=UNPAIRED._replace(margin=0.06))))
     alone = _arms(single_pairs(pairs), s, "-one", s.singles)
     four = {name: (arms | alone)[name]
             for name in ("pooled", "filip", "pooled-one", "filip-one")}
@@ -230,7 +216,6 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         sentence="The gain is larger where captions name two objects than with single "
                  "objects, made as hard by training on 60 captions only (difference of "
                  "the gains).",
-        statistic=lambda f: f["filip"] - f["pooled"] - (f["filip-one"] - f["pooled-one"]),
-        twins={"filip": "pooled", "filip-one": "pooled-one"},
-        **pair_of("pooled", arms=four)))
+        **pair_of("pooled", arms=four, **gains(("pooled", "filip"),
+                                               ("pooled-one", "filip-one")))))
     return found

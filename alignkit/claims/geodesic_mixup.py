@@ -42,10 +42,11 @@ import torch
 from torch import Tensor
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import (WORTH, held_out_hits, hit_at_10, image_text,
-                                    shuffled_training, validation_hits)
+from alignkit.claims.common import (
+    GPU, UNPAIRED, WORTH, Encoders, by_arm, held_out_hits, leaves_room, pooled, rates,
+    validation_hits,
+)  # fmt: skip
 from alignkit.data import Pairs, Splits
-from alignkit.encoders import add_features
 from alignkit.evaluation import (
     encode_pairs,
     expected_calibration_error,
@@ -58,15 +59,12 @@ from alignkit.training import Budget
 
 NEEDS = ("image", "text")
 FEATURES = ("image_features", "text_features")
-GRID = ({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2})
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Encoders):
     """Encoders, width, weight of the mixed negatives and a lighter one, budget."""
 
-    image: str = "image:efficientnet-lite0"
-    text: str = "text:minilm"
     width: int = 64
     mix: float = 0.5
     light: float = 0.1
@@ -79,8 +77,7 @@ SCALES = {
     "tiny": Scale(limit=120, budget=replace(Scale.budget, steps=20, batch_size=32)),
     "small": Scale(),
     # One 16 GB GPU; bring pairs of your own (`--pairs`), some thousand.
-    "gpu": Scale(image="timm:vit_small_patch14_dinov2.lvd142m",
-                 text="hf:sentence-transformers/all-mpnet-base-v2", width=256,
+    "gpu": Scale(**GPU, width=256,
                  budget=replace(Scale.budget, steps=1000)),
     # The paper's image tower, width, weights, batch, rate and nine epochs of Flickr30k.
     "full": Scale(image="timm:vit_base_patch32_clip_224.openai",
@@ -98,8 +95,7 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     Raises ValueError as `image_text` does.
     """
     s = SCALES[scale]
-    pairs = image_text(scale, pairs, s.limit)
-    return add_features(add_features(pairs, "image", s.image), "text", s.text)
+    return pooled(scale, pairs, s, s.limit)
 
 
 def centred(splits: Splits, seed: int = 0) -> Splits:
@@ -162,21 +158,10 @@ def excess_of_own(trained: Trained) -> float:
     return (image @ image.T - image @ text.T)[~same].mean().item()
 
 
-def each(figure: Callable[[Trained], float]) -> Callable:
-    """A claim's `measure`: the figure of every arm."""
-    return lambda arms: {name: figure(trained) for name, trained in arms.items()}
-
-
 def hardness(arms: Mapping[str, Trained]) -> dict[str, float]:
     """A claim's `measure`: both kinds of negatives of the plain heads."""
     figures = negatives(arms["plain"])
     return {"plain": figures["real"], "mixed": figures["mixed"]}
-
-
-def room(arm: str) -> Condition:
-    return Condition(f"hit@10 of {arm} leaves room",
-                     lambda trained: hit_at_10(trained.method, trained.splits.test),
-                     0.0, 0.6)
 
 
 # The claims ---------------------------------------------------------------------
@@ -214,14 +199,13 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         baseline="plain", method="m2",
         twins={"m2": "plain", "m2-light": "plain", "m3": "plain"}, **common)
     no_gap = "no gap: features centred"
-    unpaired = Null("training pairs shuffled", shuffled_training, 0.0, 0.02)
 
     def shape(name: str, measure: Callable, unit: str, margin: float, says: str,
               why: str):
         """A claim that a figure of the test rows falls."""
         return Claim(
-            name=name, sentence=says, measure=each(measure), figure=unit, margin=margin, margin_why=why,
-            statistic=lambda f: f["plain"] - f["m2"],
+            name=name, sentence=says, measure=by_arm(measure), figure=unit,
+            margin=margin, margin_why=why, statistic=lambda f: f["plain"] - f["m2"],
             condition=Condition("gap of the plain heads", gap, 0.4, 2.0),
             null=Null(no_gap, centred, 0.0, margin), **against)
 
@@ -251,9 +235,11 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         Claim(name="retrieval-tuned", headline=True, **WORTH, measure=held_out_hits,
               sentence="With mixed negatives more unseen pairs are found, if both arms "
                        "choose their rate.",
-              figure="hit@10", baseline="plain-tuned", method="m2-tuned", grid=GRID,
+              figure="hit@10", baseline="plain-tuned", method="m2-tuned",
+              grid=rates(1e-3, 3e-3, 1e-2),
               arms={name: arms[name] for name in ("plain-tuned", "m2-tuned")},
-              condition=room("plain-tuned"), null=unpaired,
+              null=UNPAIRED,
+              condition=leaves_room("hit@10 of plain-tuned leaves room", 0.0, 0.6),
               **{**common, "budget": replace(s.budget, validate_every=20,
                                              select_by="hit@10")}),
     ]

@@ -44,7 +44,7 @@ from statistics import mean
 import torch
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import WORTH, image_text
+from alignkit.claims.common import GPU, WORTH, Encoders, image_text, rates
 from alignkit.data import Lazy, Pairs, Splits, shuffle_pairs
 from alignkit.data.columns import parent
 from alignkit.data.emoji import emoji
@@ -56,16 +56,13 @@ from alignkit.parts import Method
 from alignkit.training import Budget
 
 NEEDS = ("image", "text")
-GRID = ({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-2})
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Encoders):
     """Groups of emoji that are read aloud (None: all); encoders, width, budget."""
 
     groups: int | None = 1200
-    image: str = "image:efficientnet-lite0"
-    text: str = "text:minilm"
     sound: str = "sound:whisper-tiny.en"
     width: int = 128
     budget: Budget = Budget(steps=300, batch_size=128, lr=1e-3, validate_every=50,
@@ -77,8 +74,7 @@ SCALES = {
     "tiny": Scale(groups=70, budget=replace(Scale.budget, steps=20, validate_every=10)),
     "small": Scale(),
     # One 16 GB GPU; bring rows of your own (`--pairs`), some thousand.
-    "gpu": Scale(image="timm:vit_small_patch14_dinov2.lvd142m",
-                 text="hf:sentence-transformers/all-mpnet-base-v2", width=256,
+    "gpu": Scale(**GPU, width=256,
                  budget=replace(Scale.budget, steps=2000)),
     # The paper's width and batch, its first five epochs of 150,000 rows; heads alone.
     "full": Scale(image="timm:eva_giant_patch14_clip_224.laion400m",
@@ -220,7 +216,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
                                ("gram", Gram))}
     common = dict(
         method="gram", differs="method", figure="hit@10", budget=s.budget,
-        validate=validation, choose_by="hit@10", grid=GRID,
+        validate=validation, choose_by="hit@10", grid=rates(1e-3, 3e-3, 1e-2, 3e-2),
         null=Null("nothing is paired in training", nothing_paired, 0.0, 0.02))
 
     def against(baseline: str, **rest) -> dict:

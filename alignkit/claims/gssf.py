@@ -31,11 +31,12 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
-from alignkit.claims.claim import Arm, Claim, Condition, Null
-from alignkit.claims.common import (WORTH, held_out_hits, hit_at_10, image_text,
-                                    validation_hits)
-from alignkit.data import Pairs, Splits, few_pairs, shuffle_pairs
-from alignkit.encoders import add_features
+from alignkit.claims.claim import Arm, Claim, Null
+from alignkit.claims.common import (
+    GPU, WORTH, Encoders, gains, held_out_hits, leaves_room, nothing_paired, pooled,
+    split_few, validation_hits,
+)  # fmt: skip
+from alignkit.data import Pairs, Splits, few_pairs
 from alignkit.evaluation import cca
 from alignkit.methods.gssf import Gssf, GssfSettings
 from alignkit.parts import Method, Stage, projector, unit
@@ -49,11 +50,9 @@ GRID = tuple({"lr": lr, "weight_decay": decay}
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Encoders):
     """Encoders; width, block; few pairs, also with given heads; channels of noise."""
 
-    image: str = "image:efficientnet-lite0"
-    text: str = "text:minilm"
     width: int = 64
     block: int = 8
     few: int = 400
@@ -68,8 +67,7 @@ SCALES = {
     "tiny": Scale(limit=120, few=40, few_given=20,
                   budget=replace(Scale.budget, steps=20, batch_size=32)),
     "small": Scale(),
-    "gpu": Scale(image="timm:vit_small_patch14_dinov2.lvd142m",
-                 text="hf:sentence-transformers/all-mpnet-base-v2", width=256, block=16,
+    "gpu": Scale(**GPU, width=256, block=16,
                  noise=512, budget=replace(Scale.budget, steps=1000)),
     # Width and batch of the host frameworks; their 30 epochs of Flickr30K.
     "full": Scale(image="timm:vit_base_patch32_clip_224.openai",
@@ -159,14 +157,7 @@ def exchanged(width: int, group: int, seed: int) -> list[int]:
 def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     """Pairs with pooled features of both encoders; errors as of `image_text`."""
     s = SCALES[scale]
-    pairs = image_text(scale, pairs, s.limit)
-    return add_features(add_features(pairs, "image", s.image), "text", s.text)
-
-
-def nothing_paired(splits: Splits, seed: int) -> Splits:
-    """A null's `transform`: no row of any split keeps its text."""
-    return Splits(*(shuffle_pairs(part, "text", seed + k)
-                    for k, part in enumerate(splits)))
+    return pooled(scale, pairs, s, s.limit)
 
 
 def silent(splits: Splits, seed: int) -> Splits:
@@ -188,9 +179,7 @@ def heads_arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
     """The arms whose heads learn."""
     @lru_cache(maxsize=4)
     def splits_of(seed: int, few: bool) -> Splits:
-        parts = pairs.split(seed)
-        n = min(s.few, len(parts.train.item.unique()))
-        return parts._replace(train=few_pairs(parts.train, n, seed)) if few else parts
+        return split_few(pairs, seed, s.few if few else None)
 
     def arm(few: bool = True, more: int = 0, **settings) -> Arm:
         def build(splits: Splits) -> Method:
@@ -246,9 +235,6 @@ def given_arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
             "shifted": arm(mixed=True, block=b, shift=b // 2)}
 
 
-LARGE = "one in twenty: the structure was put there to be found"
-
-
 def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     """The claims on `pairs` (from `data`)."""
     s = SCALES[scale]
@@ -257,10 +243,6 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     common = dict(differs="method", measure=held_out_hits, figure="hit@10", grid=GRID,
                   validate=validation_hits, choose_by="hit@10", budget=s.budget)
 
-    def room(most: float) -> Condition:
-        return Condition("the baseline's hit@10", lambda arm: hit_at_10(
-            arm.method, arm.splits.test), 0.0, most)
-
     def claim(name: str, baseline: str, method: str, sentence: str, more: tuple = (),
               twins: dict | None = None, **rest) -> Claim:
         names = (baseline, method, *more)
@@ -268,12 +250,10 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
                      arms={n: arms[n] for n in names}, **common, **rest,
                      twins=twins or {n: baseline for n in names[1:]})
 
-    lead = dict(**WORTH, condition=room(0.6),
+    lead = dict(**WORTH, condition=leaves_room("the baseline's hit@10", 0.0, 0.6),
                 null=Null("no pair of any split", nothing_paired, 0.0, 0.02))
-    noise = dict(margin=0.05, margin_why=LARGE, condition=room(0.25),
-                 null=Null("no noise", silent, 0.0, 0.05))
-    mixed = dict(margin=0.05, margin_why=LARGE, condition=room(0.6),
-                 null=Null("partners in other groups", elsewhere, 0.0, 0.03))
+    large = dict(margin=0.05, margin_why="one in twenty: the structure was put there to "
+                 "be found")
     return [
         claim("sweet-spot", "full", "block", "With few pairs Block-Diag finds more "
               "than the full form.", **lead),
@@ -283,13 +263,15 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
               "with the full form's number of weights.", **lead),
         claim("dose", "full", "block", "The lead over the full form is larger with few "
               "pairs than with all (difference of the leads).",
-              ("full-all", "block-all"), {"block": "full", "block-all": "full-all"},
-              statistic=lambda f: (f["block"] - f["full"]
-                                   - (f["block-all"] - f["full-all"])), **lead),
+              ("full-all", "block-all"), **lead,
+              **gains(("full", "block"), ("full-all", "block-all"))),
         claim("noise", "cosine-noise", "diag-noise", "Where channels of noise are "
-              "among given ones, Diag finds more than the cosine.", **noise),
+              "among given ones, Diag finds more than the cosine.", **large,
+              condition=leaves_room("the baseline's hit@10", 0.0, 0.25),
+              null=Null("no noise", silent, 0.0, 0.05)),
         claim("blocks", "cosine-mixed", "block-mixed", "Where channels are exchanged "
               "inside groups, blocks of the groups' size find what the cosine loses.",
-              ("diag-mixed", "doubled", "full-mixed"),
-              **mixed | {"condition": room(0.1)}),
+              ("diag-mixed", "doubled", "full-mixed"), **large,
+              condition=leaves_room("the baseline's hit@10", 0.0, 0.1),
+              null=Null("partners in other groups", elsewhere, 0.0, 0.03)),
     ]

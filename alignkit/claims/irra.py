@@ -37,8 +37,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from alignkit.claims.claim import Arm, Claim, Condition, Null, Reported, Trained
-from alignkit.claims.common import WORTH, image_text, shuffled_training, single_objects
+from alignkit.claims.claim import Arm, Claim, Condition, Reported, Trained
+from alignkit.claims.common import (
+    UNPAIRED, WORTH, gains, image_text, need_labels, on_test, rates, single_objects,
+)  # fmt: skip
 from alignkit.data import Pairs, Splits, Tokens, shuffle_pairs
 from alignkit.data.identities import identities
 from alignkit.data.scenes import scenes
@@ -52,7 +54,6 @@ from alignkit.training.loop import to_device
 NEEDS = ("image", "text")
 LABELS = ("identity",)
 TOGETHER = 4  # rows of an identity in a batch
-GRID = ({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2})
 FEWEST = 10  # identities; of fewer none can be held out, and pictures are instead
 
 
@@ -104,10 +105,7 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     if pairs is None and scale in ("tiny", "small"):
         return crops(s)
     pairs = image_text(scale, pairs)
-    if missing := set(LABELS) - set(pairs.labels):
-        raise ValueError(f"pairs has no labels {sorted(missing)}: say what every row "
-                         "shows, with label_names (Pairs.make, then save it and hand "
-                         "over its folder)")
+    need_labels(pairs, LABELS, "say what every row shows")
     identity = pairs.labels["identity"]
     if len(identity.unique()) >= FEWEST:
         pairs = replace(pairs, group=identity)
@@ -144,12 +142,6 @@ def identity_map(method: Method, rows: Pairs) -> float:
     scores, same = method.score(z["image"], z["text"]).cpu(), y[:, None] == y
     return (mean_average_precision(scores, same)
             + mean_average_precision(scores.T, same)) / 2
-
-
-def maps(arms: Mapping[str, Trained]) -> dict[str, float]:
-    """A claim's `measure`: `identity_map` on the test rows, by arm."""
-    return {name: identity_map(arm.method, arm.splits.test)
-            for name, arm in arms.items()}
 
 
 def validation(method: Method, splits: Splits) -> dict[str, float]:
@@ -217,15 +209,15 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     room = Condition("the baseline's mAP leaves room", lambda arm: maps({"": arm})[""],
                      0.0, 0.9)
     together = Condition("rows of an identity in a batch", rows_together, 3.0, TOGETHER)
-    shuffled = Null("training pairs shuffled", shuffled_training, 0.0, 0.02)
+    maps = on_test(identity_map)
 
     def claim(name: str, baseline: str, method: str, says: str, **rest):
         return Claim(**{
             "name": name, "sentence": says, "baseline": baseline, "method": method,
             "arms": {arm: arms[arm] for arm in (baseline, method)}, "differs": "method",
-            "measure": maps, "figure": "mAP", "budget": s.budget, "grid": GRID,
+            "measure": maps, "figure": "mAP", "budget": s.budget, "grid": rates(1e-3, 3e-3, 1e-2),
             "validate": validation, "choose_by": "mAP", **WORTH,
-            "null": shuffled, "condition": room} | rest)
+            "null": UNPAIRED, "condition": room} | rest)
 
     return [
         claim("matching", "itc", "sdm",
@@ -236,8 +228,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
               "With one row of an identity in a batch SDM gains less (difference of "
               "the gains).",
               arms={name: arms[name] for name in ("itc", "sdm", "itc-1", "sdm-1")},
-              statistic=lambda f: f["sdm"] - f["itc"] - (f["sdm-1"] - f["itc-1"]),
-              twins={"sdm": "itc", "sdm-1": "itc-1"}, condition=together),
+              condition=together, **gains(("itc", "sdm"), ("itc-1", "sdm-1"))),
         claim("direction", "multi", "sdm",
               "It is the direction of the divergence: SDM finds more than cross "
               "entropy with the same targets.", condition=together),

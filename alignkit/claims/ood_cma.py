@@ -46,7 +46,7 @@ from functools import lru_cache
 import torch
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import WORTH, image_text
+from alignkit.claims.common import GPU, WORTH, Encoders, image_text, need_labels
 from alignkit.data import Pairs, Splits
 from alignkit.data.imagenet import class_names
 from alignkit.encoders import add_features
@@ -69,12 +69,10 @@ FEWEST = 12  # drawings of a subgroup that counts as a class
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Encoders):
     """Encoders, width, prompt of a class, number of negative labels that are kept,
     the weights (the first is the baseline), that of the detection claims, budget."""
 
-    image: str = "image:efficientnet-lite0"
-    text: str = "text:minilm"
     width: int = 128
     prompt: str = "a drawing: {}"
     negatives: int = 500
@@ -89,8 +87,7 @@ SCALES = {
     "tiny": Scale(budget=replace(Scale.budget, steps=20)),
     "small": Scale(),
     # One 16 GB GPU; bring pairs of your own with labels (`--pairs`), some thousand.
-    "gpu": Scale(image="timm:vit_small_patch14_dinov2.lvd142m",
-                 text="hf:sentence-transformers/all-mpnet-base-v2", width=256,
+    "gpu": Scale(**GPU, width=256,
                  prompt="a photo of a {}", weights=(0.0, 1e-4, 1e-3, 0.01, 0.03),
                  weight=0.01, budget=replace(Scale.budget, steps=2500)),
     # The paper's picture encoder, batch, steps and weight; the heads alone are trained.
@@ -114,10 +111,8 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     s = SCALES[scale]
     own = pairs is not None
     pairs = image_text(scale, pairs)
-    if missing := set(LABELS) - set(pairs.labels):
-        raise ValueError(f"pairs has no labels {sorted(missing)}: give every row a "
-                         "group, whole ones of which are held out (`group`), and a "
-                         "class of its own group (`subgroup`), both with label_names")
+    need_labels(pairs, LABELS, "give every row a group, whole ones of which are held out "
+                "(`group`), and a class of its own group (`subgroup`)")
     pairs = add_features(pairs, "image", s.image)
     if not own:  # after the features, which the whole corpus has in the cache
         pairs = _large_classes(pairs)

@@ -33,8 +33,10 @@ import torch
 from torch import Tensor
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import (WORTH, held_out_hits, image_text, shuffled_training,
-                                    single_objects, validation_hits)  # fmt: skip
+from alignkit.claims.common import (
+    UNPAIRED, WORTH, held_out_hits, image_text, leaves_room, rates, single_objects,
+    validation_hits,
+)  # fmt: skip
 from alignkit.data import Pairs, Splits, shuffle_pairs
 from alignkit.data.emoji import emoji
 from alignkit.data.scenes import scenes
@@ -257,12 +259,10 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
             "both": _arm(pairs, s, (*plain, "image_tokens"), patches="image_tokens")}
     common = dict(
         budget=s.budget, validate=validation_hits, choose_by="hit@10", **WORTH,
-        grid=({"lr": 3e-4}, {"lr": 1e-3}, {"lr": 3e-3}),
-        null=Null("training pairs shuffled", shuffled_training, expected=0.0, margin=0.02))
+        grid=rates(3e-4, 1e-3, 3e-3), null=UNPAIRED)
     design = common | dict(
         differs="method", measure=held_out_hits, figure="hit@10",
-        condition=Condition("the baseline's hit@10 leaves room",
-                            lambda arm: held_out_hits({"": arm})[""], 0.1, 0.95))
+        condition=leaves_room("the baseline's hit@10 leaves room", 0.1, 0.95))
     found = [
         Claim(name="token-projector", arms={k: arms[k] for k in ("linear", "cls")},
               baseline="linear", method="cls",

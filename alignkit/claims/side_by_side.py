@@ -49,9 +49,10 @@ from functools import lru_cache
 
 import torch
 
-from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import (WORTH, hit_at_10, image_text, shuffled_training,
-                                    validation_hits)
+from alignkit.claims.claim import Arm, Claim, Trained
+from alignkit.claims.common import (
+    GPU, UNPAIRED, WORTH, Encoders, image_text, leaves_room, rates, validation_hits,
+)  # fmt: skip
 from alignkit.claims.results import Result
 from alignkit.data import Pairs, Splits, Tokens
 from alignkit.encoders import add_features
@@ -84,13 +85,11 @@ TOKENS = {"image": "image_tokens", "text": "text_tokens"}
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Encoders):
     """Drawings, encoders, leading directions kept of the pictures' tokens, width of the
     shared space, and the budget."""
 
     limit: int | None = 1200
-    image: str = "image:efficientnet-lite0"
-    text: str = "text:minilm"
     leading: int = 128
     width: int = 64
     budget: Budget = Budget(steps=150, batch_size=64, lr=1e-3, validate_every=50,
@@ -102,8 +101,7 @@ SCALES = {
     "tiny": Scale(limit=70, budget=replace(Scale.budget, steps=6, validate_every=3)),
     "small": Scale(),
     # One 16 GB GPU; bring pairs of your own (`--pairs`), some thousand.
-    "gpu": Scale(image="timm:vit_small_patch14_dinov2.lvd142m",
-                 text="hf:sentence-transformers/all-mpnet-base-v2", leading=384,
+    "gpu": Scale(**GPU, leading=384,
                  width=128, budget=replace(Scale.budget, steps=2000, batch_size=128)),
     "full": Scale(image="timm:vit_large_patch14_dinov2.lvd142m",
                   text="hf:sentence-transformers/all-roberta-large-v1", leading=1024,
@@ -204,11 +202,9 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
             "than InfoNCE.", arms={arm: arms[arm] for arm in ("infonce", name)},
             baseline="infonce", method=name, differs="method", figure="hit@10",
             measure=measure, **WORTH, budget=s.budget, validate=validation_hits,
-            choose_by="hit@10", grid=[{"lr": lr} for lr in (1e-3, 3e-3, 1e-2, 3e-2)],
-            null=Null("training pairs shuffled", shuffled_training, 0.0, 0.02),
-            condition=Condition("InfoNCE leaves room both ways (hit@10)",
-                                lambda arm: hit_at_10(arm.method, arm.splits.test),
-                                0.15, 0.85))
+            choose_by="hit@10", grid=rates(1e-3, 3e-3, 1e-2, 3e-2),
+            null=UNPAIRED,
+            condition=leaves_room("InfoNCE leaves room both ways (hit@10)", 0.15, 0.85))
 
     return [claim(name) for name in list(arms)[1:]]
 

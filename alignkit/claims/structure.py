@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import (WORTH, held_out_hits, image_text, shuffled_training,
-                                    validation_hits)
+from alignkit.claims.common import (
+    GPU, UNPAIRED, WORTH, held_out_hits, image_text, rates, validation_hits,
+)  # fmt: skip
 from alignkit.data import Pairs, Splits, few_pairs
 from alignkit.encoders import add_features
 from alignkit.evaluation import mutual_knn, rice_k
@@ -60,9 +61,7 @@ SCALES = {
                     budget=replace(SMALL.budget, steps=20, validate_every=10)),
     "small": SMALL,
     # One 16 GB GPU; bring pairs of your own (`--pairs`), some thousand.
-    "gpu": replace(SMALL, image="timm:vit_small_patch14_dinov2.lvd142m",
-                   text="hf:sentence-transformers/all-mpnet-base-v2",
-                   sizes=(1000, 2500, 5000), width=512,
+    "gpu": replace(SMALL, **GPU, sizes=(1000, 2500, 5000), width=512,
                    budget=replace(SMALL.budget, steps=1000, batch_size=4096)),
     # The paper's encoders, sizes, batch and width; its pairs are MS-COCO.
     "full": replace(SMALL, image="timm:vit_large_patch14_dinov2.lvd142m",
@@ -160,8 +159,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
 
     common = dict(
         differs="method", budget=s.budget, validate=validation_hits, choose_by="hit@10",
-        grid=({"lr": 3e-4}, {"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}),
-        null=Null("training pairs shuffled", shuffled_training, expected=0.0, margin=0.02),
+        grid=rates(3e-4, 1e-3, 3e-3, 1e-2), null=UNPAIRED,
         condition=Condition(
             "diagonal mass of the neighbourhoods",
             lambda arm: diagonal_mass(arm, s.tau, s.budget.batch_size), 0.1, 0.7))

@@ -42,11 +42,13 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import WORTH, hit_at_10, image_text, single_objects
+from alignkit.claims.common import (
+    GPU, WORTH, Encoders, by_arm, hit_at_10, image_text, need_labels, rates, single_objects,
+)  # fmt: skip
 from alignkit.data import Pairs, Splits, Tokens, shuffle_pairs
 from alignkit.data.scenes import scenes
 from alignkit.encoders import add_features
-from alignkit.evaluation import encode_pairs, evaluate_retrieval
+from alignkit.evaluation import encode_pairs
 from alignkit.methods.tcl import Tcl, TclSettings, on_grid, view_of
 from alignkit.parts import Method, mean_pool, unit
 from alignkit.training import Budget
@@ -55,17 +57,14 @@ NEEDS = ("image", "text")
 LABELS = ("class",)
 RHOS = (0.0, 0.5)
 NEAREST, COPIES = 10, 4
-GRID = ({"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-2})
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Encoders):
     """Scenes; encoders; `cut`: side of the grid of places and width of tokens before
     training (None: as they come); width, momentum, queue; budget."""
 
     scenes: int = 1200
-    image: str = "image:efficientnet-lite0"
-    text: str = "text:minilm"
     cut: tuple[int, int] | None = (4, 128)
     width: int = 64
     momentum: float = 0.99
@@ -79,8 +78,7 @@ SCALES = {
                   budget=replace(Scale.budget, steps=10, batch_size=32, lr=1e-2)),
     "small": Scale(),
     # One 16 GB GPU; bring pairs of your own (`--pairs`), some thousand.
-    "gpu": Scale(image="timm:vit_small_patch14_dinov2.lvd142m",
-                 text="hf:sentence-transformers/all-mpnet-base-v2", cut=None, width=256,
+    "gpu": Scale(**GPU, cut=None, width=256,
                  momentum=0.995, queue=1024,
                  budget=replace(Scale.budget, steps=1500, batch_size=128, lr=1e-3)),
     # The paper's width, momentum, queue, batch, rate, and 30 epochs of four million.
@@ -107,8 +105,7 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
         things[torch.searchsorted(pairs.item, objects["item"]), objects["noun"]] = 1
     else:
         pairs = image_text(scale, pairs)
-        if missing := set(LABELS) - set(pairs.labels):
-            raise ValueError(f"pairs lacks the label {sorted(missing)}, for neighbours")
+        need_labels(pairs, LABELS, "give every row a class, for neighbours")
         things = one_hot(pairs.labels["class"]).float()
     for column, name in (("image", s.image), ("text", s.text)):
         pairs = add_features(pairs, column, name, tokens=True)
@@ -162,15 +159,9 @@ def own_parts(method: Tcl, splits: Splits) -> float:
     return (own / n - (cosine.sum() - own) / (n * n - n)).item()
 
 
-def each(figure: Callable[[Method, Splits], float]) -> Callable:
-    """A claim's `measure`: a figure of every arm."""
-    return lambda arms: {name: figure(arm.method, arm.splits)
-                         for name, arm in arms.items()}
-
-
 def hits(method: Method, splits: Splits) -> float:
     """hit@10 on the test rows, mean of both directions."""
-    return evaluate_retrieval(method, splits.test)["mean"]["hit@10"]
+    return hit_at_10(method, splits.test)
 
 
 def validate(method: Method, splits: Splits) -> dict[str, float]:
@@ -259,9 +250,10 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         names = (baseline, method, *also)
         return Claim(
             arms={name: arms[name] for name in names}, baseline=baseline, method=method,
-            measure=each(figure), figure=unit, differs="method",
+            measure=by_arm(lambda arm: figure(arm.method, arm.splits)), figure=unit,
+            differs="method", budget=s.budget, grid=rates(3e-3, 1e-2, 3e-2),
             null=Null("things, places and captions shuffled", cured, 0.0, bound),
-            budget=s.budget, grid=GRID, validate=validate, choose_by="both", **rest)
+            validate=validate, choose_by="both", **rest)
 
     def room(figure: Callable) -> Condition:
         return Condition("the baseline leaves room",

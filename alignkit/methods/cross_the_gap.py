@@ -25,8 +25,8 @@ nearest place to as many as a picture has. Then cosines with the untouched galle
 Frozen: both towers, whole; e alone is optimised, for each query by itself.
 Exact property: weights stay bit for bit; a query's e does not depend on who is inverted
 beside it, up to rounding, which a long inversion in float32 makes large (a row alone or
-among 16 after 300 steps: cosines down to 0.98); if t(e*) were the query itself, retrieval would be the plain one, so all
-difference comes from what the other tower cannot reach.
+among 16 after 300 steps: cosines down to 0.98); if t(e*) were the query itself, retrieval
+would be the plain one, so all difference comes from what the other tower cannot reach.
 Deviations: small towers trained by us (see `parts.two_towers`) in place of CLIP, with
 patches from a convolutional stem and a text tower that sees both ways and is read at its
 last piece; the rows' losses are summed, not averaged, which changes Adam by its eps

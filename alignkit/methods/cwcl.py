@@ -50,6 +50,7 @@ from alignkit.parts import (
     logits_of,
     positives_of,
     projector,
+    shares,
     unit,
 )
 
@@ -79,7 +80,7 @@ def similarity_weights(frozen: Tensor, centred: bool = False) -> Tensor:
 def weighted_loss(logits: Tensor, weights: Tensor) -> Tensor:
     """Cross entropy of the rows of logits [n, n] with the weights [n, n], each row of
     which is divided by its sum."""
-    return F.cross_entropy(logits, weights / weights.sum(1, keepdim=True))
+    return F.cross_entropy(logits, shares(weights, logits.dtype))
 
 
 def cwcl_losses(trained: Tensor, frozen: Tensor, scale: Tensor | float, weights: Tensor,
@@ -106,8 +107,7 @@ def cwcl_losses(trained: Tensor, frozen: Tensor, scale: Tensor | float, weights:
     if positives is None:
         positives = torch.eye(n, dtype=torch.bool, device=logits.device)
     first, second = (logits, logits.T) if anchor == "trained" else (logits.T, logits)
-    return (weighted_loss(first, weights.detach().to(logits)),
-            weighted_loss(second, positives.to(logits)))
+    return weighted_loss(first, weights.detach()), weighted_loss(second, positives)
 
 
 class Cwcl(Method):

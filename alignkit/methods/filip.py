@@ -39,7 +39,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from alignkit.data import Pairs, Tokens
 from alignkit.parts import (
@@ -51,6 +50,8 @@ from alignkit.parts import (
     mean_pool,
     positives_of,
     projector,
+    shares,
+    two_way_cross_entropy,
     unit,
 )
 
@@ -96,23 +97,14 @@ def informative(tokens: Tokens, others: Tokens, share: float) -> Tokens:
 
 def two_way_loss(image_to_text: Tensor, text_to_image: Tensor, scale: Tensor | float,
                  positives: Tensor) -> Tensor:
-    """Half the cross entropy of the rows of the first scores [n, m], half that of the
-    columns of the second; several right answers of a row share its weight.
+    """The card's loss of both scores [n, m]; several right answers of a row share its
+    weight.
 
     Raises ValueError if the shapes differ or a row or column has no right answer.
     """
-    if not image_to_text.shape == text_to_image.shape == positives.shape:
-        raise ValueError(
-            f"both scores and positives need one shape [n, m], got "
-            f"{tuple(image_to_text.shape)}, {tuple(text_to_image.shape)} and "
-            f"{tuple(positives.shape)}")
-    if not (positives.any(0).all() and positives.any(1).all()):
-        raise ValueError("positives has a row or column with no right answer")
-    target = positives.to(image_to_text.dtype)
-    forth = F.cross_entropy(scale * image_to_text, target / target.sum(1, keepdim=True))
-    back = F.cross_entropy(scale * text_to_image.T,
-                           target.T / target.T.sum(1, keepdim=True))
-    return (forth + back) / 2
+    dtype = image_to_text.dtype
+    return two_way_cross_entropy(scale * image_to_text, shares(positives, dtype),
+                                 scale * text_to_image, shares(positives.T, dtype))
 
 
 class Filip(Method):

@@ -52,7 +52,9 @@ from torch.distributions import Beta
 from torch.nn import functional as F
 
 from alignkit.data import Pairs
-from alignkit.parts import DualEncoder, Settings, logits_of, positives_of
+from alignkit.parts import (
+    DualEncoder, Settings, logits_of, positives_of, shares, two_way_cross_entropy,
+)  # fmt: skip
 
 NEAR = 1e-6  # of a cosine to ±1: nearer than that, arccos and its slope are rounding
 
@@ -114,29 +116,24 @@ def mixed_negatives_loss(first: Tensor, second: Tensor, share: float, scale: flo
     return loss
 
 
-def soft_loss(first: Tensor, second: Tensor, target: Tensor, scale: Tensor) -> Tensor:
-    """Mean of both directions of the cross entropy with weights [n, n]."""
-    logits = logits_of(first, second, scale)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target.T)) / 2
-
-
-def mixed_positives_losses(first: Tensor, second: Tensor, shares: tuple, scale: Tensor,
+def mixed_positives_losses(first: Tensor, second: Tensor, kept: tuple, scale: Tensor,
                            positives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three further terms of m3-Mix; shares: of the first, the second, of both."""
-    own = positives.to(first.dtype)
-    own = own / own.sum(1, keepdim=True)
+    """The three further terms of m3-Mix; kept: shares of the first, the second, of both."""
+    own = shares(positives, first.dtype)
     mirrored = own.flip(0)
-    on_first, on_second, joint = shares
+    on_first, on_second, joint = kept
 
     def mix(rows, share):
         return arc(rows, rows.flip(0), share)
 
+    def soft(a, b, target):
+        return two_way_cross_entropy(logits_of(a, b, scale), target)
+
     return (
-        soft_loss(mix(first, on_first), second,
-                  on_first * own + (1 - on_first) * mirrored, scale),
-        soft_loss(first, mix(second, on_second),
-                  on_second * own + (1 - on_second) * mirrored.T, scale),
-        soft_loss(mix(first, joint), mix(second, joint), own + mirrored, scale))
+        soft(mix(first, on_first), second, on_first * own + (1 - on_first) * mirrored),
+        soft(first, mix(second, on_second),
+             on_second * own + (1 - on_second) * mirrored.T),
+        soft(mix(first, joint), mix(second, joint), own + mirrored))
 
 
 def drawn(beta: float) -> float:

@@ -42,7 +42,6 @@ from itertools import combinations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from alignkit.data import Pairs
 from alignkit.parts import (
@@ -53,6 +52,8 @@ from alignkit.parts import (
     gramian_volumes,
     logits_of,
     positives_of,
+    shares,
+    two_way_cross_entropy,
 )
 
 
@@ -69,13 +70,10 @@ class GramSettings(Settings):
 
 def smoothed_loss(rows: Tensor, columns: Tensor, positives: Tensor,
                   smoothing: float = 0.0) -> Tensor:
-    """Half the cross entropy of the rows of the first logits [n, n], half that of the
-    columns of the second; right answers of a row share its weight, smoothing takes some
-    of it for all."""
-    target = positives.to(rows.dtype)
-    target = target / target.sum(1, keepdim=True)
-    forth = F.cross_entropy(rows, target, label_smoothing=smoothing)
-    return (forth + F.cross_entropy(columns.T, target, label_smoothing=smoothing)) / 2
+    """The card's loss of two logits [n, n], the first softmaxed by rows, the second by
+    columns; right answers of a row share its weight, smoothing takes some of it for all."""
+    target = shares(positives, rows.dtype)
+    return two_way_cross_entropy(rows, target, columns, target, smoothing)
 
 
 def volume_loss(anchor: Tensor, others: Sequence[Tensor], scale: Tensor | float,

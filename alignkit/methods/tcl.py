@@ -39,9 +39,9 @@ heads, whose global row is the mean of the tokens; views are dropped tokens and 
 instead of crops and colours, and dropped words instead of dropout. Rows of one item are
 right answers (as in the authors' fine-tuning) and no negatives of LMI; masks are
 booleans, not ±10000. The temperature is learned as its logarithm, officially itself, and
-kept above 0.01, not 0.001, with no upper bound (0.5 there). The average is taken after a step and not at the start of the next: the
-same weights, since it starts as a copy; soft targets use the temperature without its
-gradient, as there. In several processes the softmax is over a process's own batch and
+kept above 0.01, not 0.001, with no upper bound (0.5 there). The average is taken after a
+step and not at the start of the next: the same weights, since it starts as a copy; soft
+targets use the temperature without its gradient, as there. In several processes the softmax is over a process's own batch and
 the queue, which all of them fill, as in the authors' code.
 Reconstructed: nothing of the contrastive part; the size of drop and noise is ours.
 """
@@ -64,6 +64,7 @@ from alignkit.parts import (
     mean_pool,
     positives_of,
     projector,
+    shares,
     unit,
 )
 
@@ -197,8 +198,7 @@ class Tcl(Method):
         for name in s.towers:
             whole[name], parts[name] = self.targets(name, batch)
             keys[name], items = self.queues[name].keys(whole[name], item)
-            right[name] = (item[:, None] == items).to(whole[name])
-            right[name] /= right[name].sum(1, keepdim=True)
+            right[name] = shares(item[:, None] == items, whole[name].dtype)
         if self.training:
             self.fresh = whole, item  # into the queues after the step
         terms = {}

@@ -7,8 +7,8 @@ from alignkit.parts.attention import (
 from alignkit.parts.dual_encoder import DualEncoder
 from alignkit.parts.layers import Experts, Temperature, projector
 from alignkit.parts.losses import (
-    alignment_loss, distillation_loss, info_nce, logits_of, positives_of, sigmoid_loss,
-    triplet_loss, uniformity_loss,
+    alignment_loss, distillation_loss, info_nce, logits_of, positives_of, shares,
+    sigmoid_loss, triplet_loss, two_way_cross_entropy, uniformity_loss,
 )  # fmt: skip
 from alignkit.parts.method import Method, Settings, Stage
 from alignkit.parts.momentum import FeatureQueue, Momentum
@@ -26,5 +26,5 @@ __all__ = ["AttentionPooling", "CrossAttention", "DualEncoder", "Experts",
            "alignment_loss", "cosine", "distillation_loss", "gramian_volume",
            "gramian_volumes", "info_nce", "late_interaction", "leading_directions",
            "logits_of", "mask_words", "mean_pool", "optimise_inputs", "positives_of",
-           "projector", "sigmoid_loss", "sparsemax", "triplet_loss", "uniformity_loss",
-           "unit"]
+           "projector", "shares", "sigmoid_loss", "sparsemax", "triplet_loss",
+           "two_way_cross_entropy", "uniformity_loss", "unit"]

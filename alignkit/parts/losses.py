@@ -41,6 +41,45 @@ def _pairs_or(positives: Tensor | None, logits: Tensor) -> Tensor:
     return positives
 
 
+def shares(weights: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Weights of answers [n, m] (bool: the right ones) divided by their sum in each row,
+    as a cross entropy wants its target.
+
+    Raises:
+        ValueError: a row has no right answer.
+    """
+    if not (weights > 0).any(1).all():
+        raise ValueError("positives has a row or column with no right answer")
+    weights = weights.to(dtype)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def two_way_cross_entropy(rows: Tensor, target: Tensor, columns: Tensor | None = None,
+                          back: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+    """Cross entropy with soft targets in both directions, their mean.
+
+    L = −½ [ mean_i Σ_j target_ij log softmax_j(rows_ij)
+           + mean_j Σ_i back_ji log softmax_i(columns_ij) ]
+
+    Args:
+        rows: logits [n, m], each row a question. target: weights [n, m], as `shares`
+            makes them; other sums of a row weigh it more or less.
+        columns: logits [n, m], each column a question (None: rows).
+        back: weights [m, n] (None: target transposed).
+        smoothing: the share of the weight that is spread evenly over all answers.
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    columns = rows if columns is None else columns
+    back = target.T if back is None else back
+    if not rows.shape == columns.shape == target.shape == back.T.shape:
+        raise ValueError(f"rows, columns and target must have one shape [n, m] and back "
+                         f"[m, n], got {tuple(rows.shape)}, {tuple(columns.shape)}, "
+                         f"{tuple(target.shape)} and {tuple(back.shape)}")
+    forth = F.cross_entropy(rows, target, label_smoothing=smoothing)
+    return (forth + F.cross_entropy(columns.T, back, label_smoothing=smoothing)) / 2
+
+
 def info_nce(a: Tensor, b: Tensor, scale: Tensor | float,
              positives: Tensor | None = None) -> Tensor:
     """Symmetric InfoNCE, the mean of both directions.
@@ -62,12 +101,8 @@ def info_nce(a: Tensor, b: Tensor, scale: Tensor | float,
         rows = torch.arange(len(a), device=a.device)
         return (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
     positives = _pairs_or(positives, logits)
-    if not (positives.any(0).all() and positives.any(1).all()):
-        raise ValueError("positives has a row or column with no right answer")
-    target = positives.to(logits.dtype)
-    forth = F.cross_entropy(logits, target / target.sum(1, keepdim=True))
-    back = F.cross_entropy(logits.T, target.T / target.T.sum(1, keepdim=True))
-    return (forth + back) / 2
+    return two_way_cross_entropy(logits, shares(positives, logits.dtype),
+                                 back=shares(positives.T, logits.dtype))
 
 
 def sigmoid_loss(a: Tensor, b: Tensor, scale: Tensor | float, bias: Tensor | float,

@@ -32,7 +32,8 @@ def mean_pool(tokens: Tokens) -> Tensor:
 
 def leading_directions(tokens: Tokens, width: int, rows: int = 200) -> Tensor:
     """The `width` directions [d, width] in which the real tokens of the first rows vary
-    most (all d of them if there are fewer)."""
+    most (all d of them if there are fewer): `values @ directions` keeps what they tell
+    apart at a fraction of the price."""
     real = tokens.values[:rows][tokens.mask[:rows]]
     real = (real - real.mean(0)).double()
     return torch.linalg.eigh(real.T @ real).eigenvectors[:, -width:].float()
