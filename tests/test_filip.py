@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from alignkit.claims import filip as claims
+from alignkit.claims.common import single_objects
 from alignkit.course import filip as exercises
 from alignkit.data import Pairs, Tokens
 from alignkit.data.scenes import scenes
@@ -270,7 +271,7 @@ def test_it_learns_to_retrieve(method):
 
 # The claims ---------------------------------------------------------------------------
 def test_single_objects_are_the_first_of_a_caption():
-    pairs = claims.single_objects(scenes(30), 20)
+    pairs = single_objects(scenes(30), 20)
     assert pairs.present["image_one"].sum() == pairs.present["text_one"].sum() == 20
     for text, one in zip(pairs["text"], pairs["text_one"]):
         assert text.startswith(one + " ") and one.count(" on ") == 1

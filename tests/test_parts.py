@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from alignkit.data import Pairs
 from alignkit.parts import (
     DualEncoder, Settings, Stage, Temperature, cosine, info_nce, logits_of,
-    optimise_inputs, positives_of, projector, unit,
+    optimise_inputs, positives_of, projector, shares, two_way_cross_entropy, unit,
 )  # fmt: skip
 
 
@@ -190,6 +190,49 @@ def test_gradients_agree_with_finite_differences(loss):
     a, b = rows(4, 3).requires_grad_(), rows(4, 3, seed=1).requires_grad_()
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(loss, (a, b, scale))
+
+# Soft targets -------------------------------------------------------------------------
+def test_cross_entropy_of_both_directions_is_the_equation():
+    generator = torch.Generator().manual_seed(0)
+    rows_, columns = (torch.randn(3, 4, generator=generator, dtype=torch.float64)
+                      for _ in range(2))
+    target, back = torch.rand(3, 4, generator=generator).double(), torch.rand(
+        4, 3, generator=generator).double()  # their sums are not 1
+    wanted = 0.0
+    for i in range(3):
+        total = sum(math.exp(x) for x in rows_[i].tolist())
+        wanted -= sum(target[i, j] * math.log(math.exp(rows_[i, j]) / total)
+                      for j in range(4)) / 3
+    for j in range(4):
+        total = sum(math.exp(x) for x in columns[:, j].tolist())
+        wanted -= sum(back[j, i] * math.log(math.exp(columns[i, j]) / total)
+                      for i in range(3)) / 4
+    found = two_way_cross_entropy(rows_, target, columns, back)
+    assert torch.isclose(found, wanted / 2, rtol=1e-12)
+    one = two_way_cross_entropy(rows_, target)  # the other way is the transpose
+    assert torch.isclose(one, two_way_cross_entropy(rows_, target, rows_, target.T))
+    assert abs(one - found) > 0.01
+
+
+def test_shares_make_it_info_nce_and_smoothing_spreads_some():
+    a, b = rows(5, 3), rows(5, 3, 1)
+    positives = positives_of(torch.tensor([0, 1, 1, 2, 0]))
+    logits, target = logits_of(a, b, 9.0), shares(positives, torch.float64)
+    assert torch.equal(target.sum(1), torch.ones(5).double()) and target[1, 2] == 0.5
+    assert torch.isclose(two_way_cross_entropy(logits, target),
+                         info_nce(a, b, 9.0, positives), rtol=1e-12)
+    assert torch.isclose(two_way_cross_entropy(logits, target, smoothing=0.2),
+                         two_way_cross_entropy(logits, 0.8 * target + 0.2 / 5))
+    assert torch.equal(shares(torch.tensor([[1.0, 3.0]])), torch.tensor([[0.25, 0.75]]))
+
+
+def test_soft_targets_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="no right answer"):
+        shares(torch.tensor([[True, False], [False, False]]))
+    with pytest.raises(ValueError, match=r"one shape \[n, m\].*\(2, 2\)"):
+        two_way_cross_entropy(torch.zeros(2, 3), torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="one shape"):
+        two_way_cross_entropy(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3, 2))
 
 
 # Similarity -------------------------------------------------------------------------

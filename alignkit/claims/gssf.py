@@ -6,10 +6,9 @@ whose heads learn (`diag`; `block`: Diag and Block-Diag; `full`: Diag and one bl
 all channels) have 400 training pairs, `…-all` every one; `wide` is the cosine with as
 many more weights in its heads as `full` has in M. Given heads are canonical
 correlations of half of the training groups, and only the score learns, on the other
-half: on 200 pairs (`…-given`); with as strong channels of noise on both sides
-(`…-noise`); with the text's channels exchanged inside groups of 8 by a drawn cycle, so
-that none keeps its place (`…-mixed`; `halved`: blocks of 4; `doubled`: of 16;
-`shifted`: of 8, begun in the middle of the groups).
+half: with as strong channels of noise on both sides (`…-noise`); with the text's
+channels exchanged inside groups of 8 by a drawn cycle, so that none keeps its place
+(`…-mixed`; `doubled`: blocks of 16).
 
 Decided by pilots on the cosine alone, before any other score was trained:
 
@@ -36,7 +35,7 @@ from alignkit.claims.common import (
     GPU, WORTH, Encoders, gains, held_out_hits, leaves_room, nothing_paired, pooled,
     split_few, validation_hits,
 )  # fmt: skip
-from alignkit.data import Pairs, Splits, few_pairs
+from alignkit.data import Pairs, Splits
 from alignkit.evaluation import cca
 from alignkit.methods.gssf import Gssf, GssfSettings
 from alignkit.parts import Method, Stage, projector, unit
@@ -51,12 +50,11 @@ GRID = tuple({"lr": lr, "weight_decay": decay}
 
 @dataclass(frozen=True)
 class Scale(Encoders):
-    """Encoders; width, block; few pairs, also with given heads; channels of noise."""
+    """Encoders; width, block; few pairs; channels of noise."""
 
     width: int = 64
     block: int = 8
     few: int = 400
-    few_given: int = 200
     noise: int = 128
     limit: int | None = None
     budget: Budget = Budget(steps=100, batch_size=128, lr=1e-2, validate_every=25,
@@ -64,7 +62,7 @@ class Scale(Encoders):
 
 
 SCALES = {
-    "tiny": Scale(limit=120, few=40, few_given=20,
+    "tiny": Scale(limit=120, few=40,
                   budget=replace(Scale.budget, steps=20, batch_size=32)),
     "small": Scale(),
     "gpu": Scale(**GPU, width=256, block=16,
@@ -81,12 +79,11 @@ SCALES = {
 @dataclass(frozen=True)
 class GivenSettings(GssfSettings):
     """GSSF's, and: channels of noise (columns `…_noise`); whether `tables["order"]`
-    exchanges the text's channels; the channel at which the first block begins."""
+    exchanges the text's channels."""
 
     learn_heads: bool = False
     noise: int = 0
     mixed: bool = False
-    shift: int = 0
 
 
 class Given(Gssf):
@@ -121,7 +118,7 @@ class Given(Gssf):
                 if self.settings.noise:
                     z = torch.cat([z, batch[f"{name}_noise"].to(z)], 1)
                 z = z[:, self.order] if name == SIDES[1] else z
-                rows[name] = unit(z).roll(-self.settings.shift, 1)
+                rows[name] = unit(z)
         return rows
 
 
@@ -191,9 +188,8 @@ def heads_arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
 
     cosine = {"diagonal": False, "block": 0}
     return {"cosine": arm(**cosine), "wide": arm(more=s.width + s.width**2, **cosine),
-            "diag": arm(block=0), "block": arm(block=s.block),
-            "full": arm(block=s.width), "block-all": arm(False, block=s.block),
-            "full-all": arm(False, block=s.width)}
+            "block": arm(block=s.block), "full": arm(block=s.width),
+            "block-all": arm(False, block=s.block), "full-all": arm(False, block=s.width)}
 
 
 def given_arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
@@ -203,36 +199,30 @@ def given_arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
         return given_space(halves(pairs.split(seed).train)[0], s.width)
 
     @lru_cache(maxsize=4)
-    def splits_of(seed: int, few: bool, noise: int) -> Splits:
+    def splits_of(seed: int, noise: int) -> Splits:
         drawn = torch.Generator().manual_seed(seed)
         parts = pairs.with_features(**{
             f"{side}_noise": torch.randn(len(pairs), noise, generator=drawn)
             for side in SIDES if noise}).split(seed)
-        train = halves(parts.train)[1]
-        if few:
-            train = few_pairs(train, min(s.few_given, len(train.item.unique())), seed)
         order, two = exchanged(s.width, s.block, seed), 2 * s.block
         tables = {"given": lambda: space(seed), "order": order,
                   "away": order[two:] + order[:two]}
-        return Splits(*(replace(x, tables=tables) for x in (train, *parts[1:])))
+        return Splits(*(replace(x, tables=tables)
+                        for x in (halves(parts.train)[1], *parts[1:])))
 
-    def arm(few: bool = False, noise: int = 0, **settings) -> Arm:
+    def arm(noise: int = 0, **settings) -> Arm:
         made = GivenSettings(width=s.width + noise, noise=noise, **settings)
-        return Arm(lambda seed: splits_of(seed, few, noise),
+        return Arm(lambda seed: splits_of(seed, noise),
                    lambda splits: Given(made, splits.train))
 
     cosine, b = {"diagonal": False, "block": 0}, s.block
-    return {"cosine-given": arm(True, **cosine), "diag-given": arm(True, block=0),
-            "block-given": arm(True, block=b), "full-given": arm(True, block=s.width),
-            "cosine-noise": arm(noise=s.noise, **cosine),
+    return {"cosine-noise": arm(noise=s.noise, **cosine),
             "diag-noise": arm(noise=s.noise, block=0),
             "cosine-mixed": arm(mixed=True, **cosine),
             "diag-mixed": arm(mixed=True, block=0),
             "full-mixed": arm(mixed=True, block=s.width),
             "block-mixed": arm(mixed=True, block=b),
-            "halved": arm(mixed=True, block=b // 2),
-            "doubled": arm(mixed=True, block=2 * b),
-            "shifted": arm(mixed=True, block=b, shift=b // 2)}
+            "doubled": arm(mixed=True, block=2 * b)}
 
 
 def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
