@@ -159,7 +159,7 @@ def own_parts(method: Tcl, splits: Splits) -> float:
     return (own / n - (cosine.sum() - own) / (n * n - n)).item()
 
 
-def hits(method: Method, splits: Splits) -> float:
+def pairs_found(method: Method, splits: Splits) -> float:
     """hit@10 on the test rows, mean of both directions."""
     return hit_at_10(method, splits.test)
 
@@ -271,10 +271,10 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
               statistic=lambda f: gain(f, 0.5) - gain(f, 0.0), condition=gone,
               name="more-with-noise", sentence="It keeps more with half of the captions "
                                                "wrong than with none."),
-        claim(*half, hits, "hit@10", 0.03, name="retrieval-with-noise",
-              condition=room(hits), sentence="It also retrieves better."),
-        claim("imc@0.0", "tcl@0.0", hits, "hit@10", 0.03, name="parts-retrieve",
-              condition=room(hits), sentence="Local parts add to retrieval.", **parts),
+        claim(*half, pairs_found, "hit@10", 0.03, name="retrieval-with-noise",
+              condition=room(pairs_found), sentence="It also retrieves better."),
+        claim("imc@0.0", "tcl@0.0", pairs_found, "hit@10", 0.03, name="parts-retrieve",
+              condition=room(pairs_found), sentence="Local parts add to retrieval.", **parts),
         claim("imc@0.0", "tcl@0.0", own_parts, "own - others", 0.03, **parts,
               name="own-parts", condition=room(own_parts),
               sentence="They draw a picture's row to its own places, from others'."),
