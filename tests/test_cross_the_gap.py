@@ -11,6 +11,7 @@ from torch import Tensor
 
 from alignkit.claims import Trained
 from alignkit.claims import cross_the_gap as claims
+from alignkit.claims.common import model_of
 from alignkit.claims.runner import SEEDS
 from alignkit.claims.runs import PILOT_SEEDS, TUNING_SEEDS
 from alignkit.course import cross_the_gap as exercises
@@ -234,9 +235,11 @@ def test_towers_and_draws_go_by_the_seed():
         assert all(torch.equal(v, theirs[k])
                    for k, v in trained.method.towers.state_dict().items())
     # No two paired seeds share towers.
-    assert [claims.towers_of(seed) for seed in SEEDS] == list(range(8))
-    assert all(claims.towers_of(seed) in SEEDS for seed in (*TUNING_SEEDS, *PILOT_SEEDS))
-    with pytest.raises(ValueError, match="seed 8 has no towers.*at most 8 paired"):
+    assert [model_of(seed, range(claims.TOWERS)) for seed in SEEDS] == list(range(8))
+    assert all(model_of(seed, range(claims.TOWERS)) in SEEDS
+               for seed in (*TUNING_SEEDS, *PILOT_SEEDS))
+    assert [model_of(seed, [2, 5], first=100) for seed in (100, 101)] == [2, 5]
+    with pytest.raises(ValueError, match="seed 8 has no model of its own: there are 8"):
         arm("plain", tiny(), 8)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from alignkit.claims.claim import Condition, Null, Trained
+from alignkit.claims.runs import TUNING_SEEDS
 from alignkit.data import Lazy, Pairs, Splits, few_pairs, shuffle_pairs
 from alignkit.data.emoji import emoji
 from alignkit.data.scenes import scenes
@@ -120,6 +121,19 @@ def nothing_paired(splits: Splits, seed: int) -> Splits:
     """A null's `transform`: no row of any split keeps its text."""
     return Splits(*(shuffle_pairs(part, "text", seed + k)
                     for k, part in enumerate(splits)))
+
+
+def model_of(seed: int, models: Sequence[int], first: int = 0) -> int:
+    """The shipped model (`shipped.units` lists them) that a run with `seed` takes: each
+    paired seed, from `first` on, has one of its own, for two seeds of one model are not
+    independent; tuning and pilot seeds take any.
+
+    Raises ValueError for a paired seed without a model.
+    """
+    if seed < TUNING_SEEDS[0] and not first <= seed < first + len(models):
+        raise ValueError(f"seed {seed} has no model of its own: there are {len(models)}, "
+                         f"for the paired seeds {first} to {first + len(models) - 1}")
+    return models[(seed - first) % len(models)]
 
 
 # Scenes and their single objects ------------------------------------------------------

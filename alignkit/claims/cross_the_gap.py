@@ -43,8 +43,7 @@ import torch
 from torch import Tensor
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import by_arm, gains
-from alignkit.claims.runs import TUNING_SEEDS
+from alignkit.claims.common import by_arm, gains, model_of
 from alignkit.data import Pairs, Splits
 from alignkit.data.objects import objects, short_caption
 from alignkit.evaluation import encode_pairs, mean_average_precision, zero_shot
@@ -91,18 +90,6 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
                          "the towers that come with alignkit, which know its drawings only")
     pairs = objects(SCALES[scale].each, corpus_seed=CORPUS_SEED)
     return pairs.with_features(image_pixels=pixels_of(pairs["image"]))
-
-
-def towers_of(seed: int) -> int:
-    """The seed of the towers that a run with `seed` takes: its own.
-
-    Tuning and pilot seeds take one of the eight. Raises ValueError for other seeds above
-    7: two paired seeds of one pair of towers are not independent.
-    """
-    if TOWERS <= seed < TUNING_SEEDS[0]:
-        raise ValueError(f"seed {seed} has no towers of its own: they come for seeds 0 to "
-                         f"{TOWERS - 1}, so run at most {TOWERS} paired seeds")
-    return seed % TOWERS
 
 
 def shuffled_nouns(splits: Splits, seed: int) -> Splits:
@@ -221,7 +208,7 @@ def arms_of(pairs: Pairs, s: Scale) -> dict[str, Arm]:
 
     @lru_cache(maxsize=2)
     def splits_of(seed: int) -> Splits:
-        tables = {**pairs.tables, "seed": seed, "towers": towers_of(seed)}
+        tables = {**pairs.tables, "seed": seed, "towers": model_of(seed, range(TOWERS))}
         return replace(pairs, tables=tables).split(seed, (0.3, 0.1, 0.6))
 
     def arm(way: str = "plain", intra: float = 0.0) -> Arm:
