@@ -3,11 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from .exercises import Exercise, Mistake, random_rows, random_size
-
-
-def _unit_rows(generator, n, d):
-    return F.normalize(random_rows(generator, n, d), dim=1)
+from .exercises import Exercise, Mistake, random_rows, random_size, unit_rows
 
 
 # Exercise 1: the targets ------------------------------------------------------------
@@ -31,7 +27,7 @@ target = Exercise(
     task="A [n, n]: half plus half the cosine of unit rows q, rows divided by their sums",
     reference=_target,
     cases=lambda generator: (
-        _unit_rows(
+        unit_rows(
             generator, random_size(generator, 3, 8), random_size(generator, 4, 9)
         ),
     ),
@@ -137,7 +133,7 @@ def _both_weighted(p, q, temperature):
 def _loss_case(generator):
     n, d = random_size(generator, 3, 8), random_size(generator, 4, 9)
     temperature = (0.07, 0.2, 0.5)[random_size(generator, 0, 3)]
-    return _unit_rows(generator, n, d), _unit_rows(generator, n, d), temperature
+    return unit_rows(generator, n, d), unit_rows(generator, n, d), temperature
 
 
 cwcl_loss = Exercise(

@@ -177,6 +177,11 @@ def random_rows(generator: torch.Generator, n: int, d: int) -> torch.Tensor:
     return rows * (0.3 + 3 * torch.rand(n, 1, generator=generator))
 
 
+def unit_rows(generator: torch.Generator, n: int, d: int) -> torch.Tensor:
+    """`random_rows` divided by their lengths."""
+    return torch.nn.functional.normalize(random_rows(generator, n, d), dim=1)
+
+
 def random_size(generator: torch.Generator, low: int, high: int) -> int:
     """A whole number from low to high - 1."""
     return int(torch.randint(low, high, (), generator=generator))

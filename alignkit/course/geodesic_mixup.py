@@ -3,13 +3,9 @@
 import torch
 from torch.nn import functional as F
 
-from .exercises import Exercise, Mistake, random_rows, random_size
+from .exercises import Exercise, Mistake, random_size, unit_rows
 
 SHARES = (0.15, 0.3, 0.8)
-
-
-def _unit_rows(generator, n, d):
-    return F.normalize(random_rows(generator, n, d), dim=1)
 
 
 # Exercise 1: the arc ----------------------------------------------------------------
@@ -33,7 +29,7 @@ def _no_guard(a, b, share):
 
 def _case(generator):
     n, d = random_size(generator, 4, 8), random_size(generator, 3, 8)
-    a, b = _unit_rows(generator, n, d), _unit_rows(generator, n, d)
+    a, b = unit_rows(generator, n, d), unit_rows(generator, n, d)
     b = torch.cat([a[:1], b[1:]])  # the first row is its own partner
     return a, b, SHARES[random_size(generator, 0, 3)]
 
@@ -71,7 +67,7 @@ def _harder_negatives(images, texts, mixed):
 
 def _mixed_case(generator):
     n, d = random_size(generator, 3, 8), random_size(generator, 3, 8)
-    a, b = _unit_rows(generator, n, d), _unit_rows(generator, n, d)
+    a, b = unit_rows(generator, n, d), unit_rows(generator, n, d)
     return a, b, F.normalize(a + b, dim=1)
 
 

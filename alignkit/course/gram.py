@@ -3,16 +3,12 @@
 import torch
 from torch.nn import functional as F
 
-from .exercises import Exercise, Mistake, random_rows, random_size
-
-
-def _unit_rows(generator, n, d):
-    return F.normalize(random_rows(generator, n, d), dim=1)
+from .exercises import Exercise, Mistake, random_size, unit_rows
 
 
 def _case(generator):
     n, d = random_size(generator, 3, 7), random_size(generator, 4, 9)
-    return tuple(_unit_rows(generator, n, d) for _ in range(3))
+    return tuple(unit_rows(generator, n, d) for _ in range(3))
 
 
 # Exercise 1: the volume of a row ----------------------------------------------------

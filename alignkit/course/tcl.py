@@ -3,13 +3,9 @@
 import torch
 from torch.nn import functional as F
 
-from .exercises import Exercise, Mistake, random_rows, random_size
+from .exercises import Exercise, Mistake, random_rows, random_size, unit_rows
 
 TEMPERATURES = (0.07, 0.2, 0.5)
-
-
-def _unit_rows(generator, n, d):
-    return F.normalize(random_rows(generator, n, d), dim=1)
 
 
 # Exercise 1: the slow copy ------------------------------------------------------------
@@ -57,8 +53,8 @@ def _within(rows, keys, queue, tau):
 
 def _within_case(generator):
     n, d = random_size(generator, 3, 8), random_size(generator, 3, 8)
-    rows, keys = _unit_rows(generator, n, d), _unit_rows(generator, n, d)
-    queue = _unit_rows(generator, random_size(generator, 2, 9), d)
+    rows, keys = unit_rows(generator, n, d), unit_rows(generator, n, d)
+    queue = unit_rows(generator, random_size(generator, 2, 9), d)
     return rows, keys, queue, TEMPERATURES[random_size(generator, 0, 3)]
 
 
@@ -154,7 +150,7 @@ def _parts_case(generator):
     real = torch.arange(k) < torch.randint(2, k + 1, (n, 1), generator=generator)
     real[0] = torch.arange(k) < 2  # one short row, so that padding matters
     tau = TEMPERATURES[1 + random_size(generator, 0, 2)]
-    return _unit_rows(generator, n, d), parts, real, tau
+    return unit_rows(generator, n, d), parts, real, tau
 
 
 against_parts = Exercise(
