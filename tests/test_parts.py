@@ -224,6 +224,7 @@ def test_shares_make_it_info_nce_and_smoothing_spreads_some():
     assert torch.isclose(two_way_cross_entropy(logits, target, smoothing=0.2),
                          two_way_cross_entropy(logits, 0.8 * target + 0.2 / 5))
     assert torch.equal(shares(torch.tensor([[1.0, 3.0]])), torch.tensor([[0.25, 0.75]]))
+    assert shares(torch.tensor([[torch.nan, 0.0]])).isnan()[0, 0]
 
 
 def test_soft_targets_that_do_not_fit_are_refused():

@@ -43,12 +43,12 @@ def _pairs_or(positives: Tensor | None, logits: Tensor) -> Tensor:
 
 def shares(weights: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Weights of answers [n, m] (bool: the right ones) divided by their sum in each row,
-    as a cross entropy wants its target.
+    as a cross entropy wants its target. NaN stays NaN, for the loop to name its rows.
 
     Raises:
         ValueError: a row has no right answer.
     """
-    if not (weights > 0).any(1).all():
+    if (weights == 0).all(1).any():
         raise ValueError("positives has a row or column with no right answer")
     weights = weights.to(dtype)
     return weights / weights.sum(1, keepdim=True)
