@@ -86,6 +86,28 @@ def test_a_tower_with_a_tokenizer_without_a_limit(tmp_path):
         add_features(pairs, "text", encoder)
 
 
+def test_another_vocabulary_or_setting_of_the_same_weights_is_another_encoder(tmp_path):
+    """Their features must not come out of one cache."""
+    import json
+
+    name = model_folder(tmp_path, "BertModel", None)
+    pairs, kept = Pairs.make({"text": ["dog", "red dog"]}), []
+
+    def features():
+        return add_features(pairs, "text", name)["text_features"]
+
+    kept.append(features())
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text().replace('"dog": 4', '"dog": 5').replace(
+        '"red": 5', '"red": 4', 1))
+    kept.append(features())
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"hidden_act": "relu"}))
+    kept.append(features())
+    assert len({x[0].sum().item() for x in kept}) == 3
+    assert torch.equal(features(), kept[2])  # nothing changed
+
+
 def test_one_text_is_not_taken_for_its_letters():
     encoder = load("random:text:minilm")
     for call in (encoder.encode, encoder.outputs):

@@ -187,6 +187,13 @@ def test_a_bad_table_is_refused_by_its_line(folder, case):
         Pairs.from_table(table(folder, text))
 
 
+@pytest.mark.parametrize("mark, name", [("\t", "tabs"), (";", "semicolons"), ("|", "bars")])
+def test_another_separator_is_named(folder, mark, name):
+    path = table(folder, f"image{mark}caption\ncat.png{mark}a cat\n")
+    with pytest.raises(ValueError, match=f"line 1: .*parted by {name}, save them with commas"):
+        Pairs.from_table(path)
+
+
 def test_a_missing_table_or_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         Pairs.from_table(tmp_path / "none.csv")

@@ -47,6 +47,7 @@ def read_table(path: Path, image: str, caption: str) -> Table:
                 raise ValueError(
                     f"{path} line 1: {header.count(name)} columns are called {name!r}, "
                     f"one is needed; there are {', '.join(map(repr, header)) or 'none'}"
+                    f"{_separated(header)}"
                 )
         for line in lines:
             where = f"{path} line {lines.line_num}"
@@ -61,6 +62,13 @@ def read_table(path: Path, image: str, caption: str) -> Table:
     except csv.Error as error:
         raise ValueError(f"{path} line {lines.reader.line_num}: {error}") from None
     return _check(path, rows)
+
+
+def _separated(header: list[str]) -> str:
+    """Says so where the columns seem to be parted by something else than commas."""
+    found = [name for mark, name in (("\t", "tabs"), (";", "semicolons"), ("|", "bars"))
+             if len(header) == 1 and mark in header[0]]
+    return f": they are parted by {found[0]}, save them with commas" if found else ""
 
 
 def read_folder(folder: Path) -> Table:

@@ -1,5 +1,7 @@
 """Hugging Face models of text, pictures and sound, and any module of the user's."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 
 import torch
@@ -94,7 +96,7 @@ def hugging_face(source: str, seed: int | None = None) -> Encoder:
         modality=modality,
         widths={k: output.pooled.shape[1] for k, output in enumerate(probe)},
         weights_hash=hash_weights(model),
-        preprocessing=f"{how}; 1",
+        preprocessing=f"{how}; {_told(config)}; 1",
         build=lambda: run,
         notes=notes,
     )
@@ -136,6 +138,14 @@ def module(model: nn.Module) -> Encoder:
         build=lambda: run,
         untold=key.untold,
     )
+
+
+def _told(config) -> str:
+    """A hash of a model's settings: with the same weights, others give other features."""
+    plain = {k: v for k, v in config.to_dict().items()
+             if k not in ("_name_or_path", "transformers_version")}
+    text = json.dumps(plain, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _modality(source: str, tower: str, config) -> str:
@@ -193,6 +203,10 @@ def _texts(source: str, config, core: nn.Module, notes: dict[str, list]):
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
 
+    # Another vocabulary gives the same weights other pieces.
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    spelled = fast.to_str() if fast else repr(sorted(tokenizer.get_vocab().items()))
+    told = hashlib.sha256(f"{type(tokenizer).__name__} {spelled}".encode()).hexdigest()
     room = longest - tokenizer.num_special_tokens_to_add()
     dumb = {None, tokenizer.unk_token_id, *tokenizer.all_special_ids}
 
@@ -205,7 +219,7 @@ def _texts(source: str, config, core: nn.Module, notes: dict[str, list]):
                          max_length=longest, return_attention_mask=True,
                          return_tensors="pt")
 
-    return prepare, f"{longest} tokens" + ", all padded" * (padding != "longest")
+    return prepare, f"{longest} tokens" + ", all padded" * (padding != "longest") + f" of {told}"
 
 
 def _pictures(source: str, *_):
