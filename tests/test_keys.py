@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,14 @@ class Reader:
         return plain(self.step * self.by * k)
 
 
+@dataclass(slots=True)
+class Slotted:
+    by: int
+
+    def read(self, k):
+        return plain(self.by * k)
+
+
 def with_default(k, by=3):
     return plain(by * k)
 
@@ -116,6 +125,7 @@ READERS = {
     "default": (with_default, [3, 6]), "partial": (functools.partial(with_default, by=8), [8, 16]),
     "global": (by_factor, [1, 2]), "a function of a function": (helped, [5, 10]),
     "object": (Reader(11), [11, 22]), "method": (Reader(3).read, [6, 12]),
+    "slots": (Slotted(17).read, [17, 34]), "other slots": (Slotted(18).read, [18, 36]),
     "table": (lambda k: plain(TABLE[k]), [10, 20]), "nested": (nested, [9, 18]),
     "cached": (functools.cache(lambda k: plain(13 * k)), [13, 26]),
     "tensor": ((lambda t: lambda k: plain(int(t[k])))(torch.tensor([0, 15, 30])), [15, 30]),
@@ -128,6 +138,21 @@ def test_equal_sources_with_other_readers_have_their_own_features():
         for name, (read, expected) in READERS.items():
             assert reds(Lazy([1, 2], read)) == expected, name
     assert encoded(Lazy([1, 2], READERS["closure"][0])) == 0
+
+
+SHADE = 1
+
+
+def sets_an_attribute_of_that_name(k):
+    holder = Reader(1)
+    holder.SHADE = SHADE
+    return plain(holder.SHADE * k)
+
+
+def test_an_attribute_of_the_same_name_hides_no_variable(monkeypatch):
+    for by in (3, 4):
+        monkeypatch.setattr("test_keys.SHADE", by)
+        assert reds(Lazy([1], sets_an_attribute_of_that_name)) == [by]
 
 
 def test_what_a_reader_reaches_may_change(monkeypatch):
@@ -408,13 +433,23 @@ def test_a_module_is_told_by_all_that_its_code_reaches(monkeypatch, own_cache):
         assert made(Times(shown=lambda x: 0 * x if draws else x)) == [10, 20]
 
 
-def test_a_counter_of_a_reader_does_not_encode_anew():
-    count = 0
+def test_counters_and_logs_of_a_reader_do_not_encode_anew():
+    count, log, seen, table = 0, [], set(), []
 
     def read(k):
         nonlocal count
         count += 1
+        log.append(k)
+        [seen.add(j) for j in (k,)]
         return plain(5 * k)
 
     column = Lazy([1, 2], read)
-    assert reds(column) == [5, 10] and encoded(column) == 0 and count == 2
+    assert reds(column) == [5, 10] and encoded(column) == 0
+    assert count == 2 and log == [1, 2] and seen == {1, 2}
+
+    def looked_up(k):  # a list that is read, too, decides
+        table.append(k)
+        return plain(10 * len(table))
+
+    assert reds(Lazy([1], looked_up)) == [10]
+    assert reds(Lazy([1], looked_up)) == [20]

@@ -7,31 +7,29 @@ something out gives one picture the features of another, so whatever cannot be t
 named (`Key.untold`) and such features are not cached.
 """
 
-import builtins
-import dis
 import functools
 import hashlib
 import logging
 import os
 import sys
-import sysconfig
 import threading
 import types
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path, PurePath
 
 import torch
 from torch import Tensor
 
+from alignkit.data.code import (
+    attributes_set_by, changed_by, is_library, is_python, names, slots,
+)  # fmt: skip
 from alignkit.data.links import walk
 
 PLAIN = (type(None), type(...), bool, int, float, complex, bytes, bytearray, range, slice,
          torch.dtype, torch.device)
-LIBRARIES = tuple(os.path.realpath(sysconfig.get_path(name)) + os.sep
-                  for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 MAKES_A_CLASS = {"__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__",
                  "__static_attributes__", "__annotations__"}
 LOCKS = type(threading.Lock()), type(threading.RLock())
@@ -153,9 +151,8 @@ class Key:
         if folder not in self._lists:
             at = folder or "."
             self._lists[folder] = sorted(os.listdir(at)) if os.path.isdir(at) else []
-        names = self._lists[folder]
-        first = bisect_left(names, name)
-        for found in names[first:]:
+        listed = self._lists[folder]
+        for found in listed[bisect_left(listed, name):]:
             if not found.startswith(name):
                 break
             info = os.stat(os.path.join(folder, found))
@@ -164,16 +161,16 @@ class Key:
     # Code ------------------------------------------------------------------------------
     def _function(self, x: types.FunctionType) -> None:
         self.add(x.__qualname__)
-        if _is_library(x):
+        if is_library(x):
             return self._version(x.__module__)
         self._each([x.__code__, x.__defaults__, x.__kwdefaults__, vars(x)])
-        changed = _changed(x.__code__)  # a counter, say
+        changed = changed_by(x.__code__)  # a counter, say
         for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=True):
             try:
                 self.value(None if name in changed else cell.cell_contents)
             except ValueError:
                 self.add("an empty cell")
-        for name in sorted(_names(x.__code__) - changed):
+        for name in sorted(names(x.__code__) - changed):
             if name in x.__globals__:
                 self.add(name)
                 self.value(x.__globals__[name])
@@ -184,10 +181,10 @@ class Key:
 
     def _class(self, x: type) -> None:
         self.add(x.__qualname__)
-        if _is_library(x):
+        if is_library(x):
             return self._version(x.__module__)
         self._each(x.__bases__)
-        changed = set().union(*(_changed(f.__code__) for f in vars(x).values()
+        changed = set().union(*(attributes_set_by(f.__code__) for f in vars(x).values()
                                 if isinstance(f, types.FunctionType)))
         self._each((k, v) for k, v in list(vars(x).items()) if not (
             k in MAKES_A_CLASS or k in changed
@@ -195,7 +192,7 @@ class Key:
 
     def _module(self, x: types.ModuleType) -> None:
         self.add(x.__name__)
-        if _is_library(x):
+        if is_library(x):
             return self._version(x.__name__)
         if file := getattr(x, "__file__", None):
             return self._text(file)  # its whole text
@@ -232,11 +229,11 @@ class Key:
             return self.add(repr(x))
         if kind.__name__ == "_tuplegetter":  # a field of a named tuple
             return None
-        if all(map(_is_python, kind.__mro__[:-1])) and hasattr(x, "__dict__"):
+        if all(map(is_python, kind.__mro__[:-1])):
             self._class(kind)
-            slots = {name: getattr(x, name) for c in kind.__mro__
-                     for name in _slots(c) if hasattr(x, name)}
-            return self._each({**slots, **vars(x)}.items())
+            held = {name: getattr(x, name) for c in kind.__mro__
+                     for name in slots(c) if hasattr(x, name)}
+            return self._each({**held, **getattr(x, "__dict__", {})}.items())
         self.untold.append(f"a {kind.__module__}.{kind.__qualname__}")
 
     def _network(self, x: torch.nn.Module) -> None:
@@ -252,46 +249,3 @@ class Key:
             return self._each(array.ravel().tolist())
         mode = getattr(x, "mode", ""), getattr(x, "getpalette", lambda: None)()
         return self.add(array.dtype.str, array.shape, repr(mode), array.tobytes())
-
-
-def _is_python(kind: type) -> bool:
-    """Is the class written in Python, so that nothing of its objects lies in C?"""
-    file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
-    return kind.__module__ == "__main__" or file.endswith(".py")
-
-
-def _slots(kind: type) -> Sequence[str]:
-    slots = vars(kind).get("__slots__", ())
-    names = (slots,) if isinstance(slots, str) else tuple(slots)
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """Names that a code and those within it look up."""
-    return set(code.co_names).union(
-        *(_names(c) for c in code.co_consts if isinstance(c, types.CodeType)))
-
-
-def _changed(code: types.CodeType) -> set[str]:
-    """Names outside it that a code, or one within it, sets itself."""
-    found = {step.argval for step in dis.get_instructions(code)
-             if step.opname in ("STORE_ATTR", "STORE_GLOBAL")
-             or step.opname == "STORE_DEREF" and step.argval in code.co_freevars}
-    return found.union(*(_changed(c) for c in code.co_consts
-                         if isinstance(c, types.CodeType)))
-
-
-def _is_library(x) -> bool:
-    """Is it of Python or of an installed package, so that its version tells it?"""
-    name = x.__name__ if isinstance(x, types.ModuleType) else x.__module__
-    if name == "__main__":  # a script or a notebook
-        return False
-    if name == builtins.__name__ or name in sys.builtin_module_names:
-        return True
-    module = sys.modules.get(name or "")
-    file = getattr(module, "__file__", None)
-    if file is None:
-        return getattr(getattr(module, "__spec__", None), "origin", "") in (
-            "built-in", "frozen")
-    return (name or "").partition(".")[0] != "alignkit" and os.path.realpath(
-        file).startswith(LIBRARIES)
