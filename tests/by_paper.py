@@ -33,13 +33,16 @@ SLOW = 3  # CPU seconds from which a test is no longer quick
 @dataclass
 class Spent:
     """CPU seconds by test; `quick` names those that `-m quick` chooses, `starting` is
-    what the processes took to start and to collect."""
+    what the processes took to start and to collect. steps: seconds of what .ci/run did
+    before the tests."""
 
     tests: dict[str, float] = field(default_factory=dict)
     quick: list[str] = field(default_factory=list)
     starting: float = 0.0
+    steps: dict[str, float] = field(default_factory=dict)
 
     def add(self, tests: dict[str, float], quick: list[str], starting: float) -> None:
+        """Those of another process."""
         for test, seconds in tests.items():
             self.tests[test] = self.tests.get(test, 0) + seconds
         self.quick += quick
@@ -88,16 +91,26 @@ def rows_of(tests: dict[str, float]) -> tuple[dict[str, dict[str, float]], float
 
 
 def minutes(tests: dict[str, float], starting: float, typical: Callable = median) -> float:
-    """Of the whole course on all cores, if a paper costs what those that are here
-    typically cost, and likewise a further notebook; starting grows with both."""
+    """Of the whole course's tests on all cores, if a paper costs what those that are here
+    typically cost, and likewise a further notebook. starting: seconds, with all of them."""
     rows, seconds = rows_of(tests)
     has_method = set(papers())
     for group, count in ([row for slug, row in rows.items() if slug in has_method], PAPERS), (
             [row for slug, row in rows.items() if slug not in has_method], FURTHER):
         if group:
             seconds += count * sum(typical([row[kind] for row in group]) for kind in KINDS)
-    starting *= (PAPERS + FURTHER) / max(len(rows), 1)
     return (seconds + starting) / CORES / 60
+
+
+def minutes_before(spent: Spent) -> float:
+    """Of .ci/run's other steps with the whole course: all but the installation grow."""
+    grows = sum(seconds for step, seconds in spent.steps.items() if step != "install")
+    return (spent.steps.get("install", 0) + grows * growth(spent)) / 60
+
+
+def growth(spent: Spent) -> float:
+    """How many times as many papers and notebooks the whole course has."""
+    return (PAPERS + FURTHER) / max(len(rows_of(spent.tests)[0]), 1)
 
 
 def table(spent: Spent) -> list[str]:
@@ -122,12 +135,19 @@ def table(spent: Spent) -> list[str]:
     slow = [test for test in spent.quick if spent.tests[test] > SLOW]
     lines += [f"over {SLOW} s and not marked slow: {test}" for test in slow]
     quick = {test: spent.tests[test] for test in spent.quick}
-    for name, tests, most in (("all tests", spent.tests, MINUTES),
-                              ("-m quick", quick, QUICK_MINUTES)):
-        lines.append(
-            f"{name} with {PAPERS} papers and {FURTHER} further notebooks on {CORES} cores: "
-            f"{minutes(tests, spent.starting):.1f} minutes at the medians, "
-            f"{minutes(tests, spent.starting, mean):.1f} at the means (limit {most})")
+    whole = [("all tests", spent.tests, 0.0, MINUTES), ("-m quick", quick, 0.0, QUICK_MINUTES)]
+    if spent.steps:
+        said = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in spent.steps.items())
+        lines.append(f".ci/run before the tests: {said}")
+        whole.append((".ci/run", spent.tests, minutes_before(spent), MINUTES))
+    lines.append(f"With {PAPERS} papers and {FURTHER} further notebooks on {CORES} cores, at "
+                 "what is measured here:")
+    for name, tests, before, most in whole:
+        middle, average = (minutes(tests, spent.starting * growth(spent), typical) + before
+                           for typical in (median, mean))
+        over = "  OVER" if average > most else ""
+        lines.append(f"{name:20}{middle:.1f} minutes at the medians, {average:.1f} at the "
+                     f"means (limit {most}){over}")
     return lines
 
 
@@ -197,12 +217,14 @@ class ByPaper:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node):
         if spent := getattr(node, "workeroutput", {}).get("spent"):  # not of one that died
-            self.spent.add(**spent)
+            self.spent.add(spent["tests"], spent["quick"], spent["starting"])
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)  # below everything but pytest's last line
     def pytest_terminal_summary(self, terminalreporter, config):
         done = yield
         if is_whole(config):
+            steps = os.environ.get("ALIGNKIT_STEPS", "").split()  # "install=60 features=90"
+            self.spent.steps = {k: float(v) for k, v in (step.split("=") for step in steps)}
             if hasattr(config, "cache"):
                 config.cache.set(KEPT, asdict(self.spent))
             terminalreporter.section("by paper")

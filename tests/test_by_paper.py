@@ -9,7 +9,9 @@ from statistics import mean
 
 import by_paper
 import pytest
-from by_paper import KINDS, Spent, minutes, place, rows_of, table
+from by_paper import (
+    KINDS, Spent, growth, minutes, minutes_before, place, rows_of, table,
+)  # fmt: skip
 
 KNOWN = ["tea", "tea-leaf", "cup", "start"]  # the last has no method
 
@@ -57,10 +59,11 @@ def test_seconds_add_up_by_paper():
 
 
 def test_the_whole_course_by_hand():
-    """55 papers and 8 further notebooks, and 8 s of starting for 4 notebooks."""
-    fixed = 100 + 8 * 10 + 8 * 63 / 4
-    assert minutes(TESTS, 8.0) == pytest.approx((fixed + 55 * (4 + 9 + 20)) / 2 / 60)
-    assert minutes(TESTS, 8.0, mean) == pytest.approx((fixed + 55 * (4 + 9 + 24)) / 2 / 60)
+    """55 papers and 8 further notebooks; 126 s of starting, with 8 s for 4 notebooks."""
+    fixed = 100 + 8 * 10 + 126
+    assert growth(Spent(TESTS)) == 63 / 4 == 126 / 8
+    assert minutes(TESTS, 126.0) == pytest.approx((fixed + 55 * (4 + 9 + 20)) / 2 / 60)
+    assert minutes(TESTS, 126.0, mean) == pytest.approx((fixed + 55 * (4 + 9 + 24)) / 2 / 60)
     assert minutes({"tests/test_pot.py::test_a": 240.0}, 0.0) == 2.0
 
 
@@ -83,12 +86,23 @@ def test_the_table_marks_what_is_over():
     assert line["median"].split() == "median of papers 4.0 9.0 20.0".split()
     assert [text for text in lines if "not marked slow" in text] == [
         "over 3 s and not marked slow: tests/test_pot.py::test_a"]
-    assert f"{minutes(TESTS, 8.0):.1f} minutes at the medians" in lines[-2]
-    assert lines[-1].startswith("-m quick") and lines[-1].endswith("(limit 3)")
+    assert f"{minutes(TESTS, 126.0):.1f} minutes at the medians" in line["all"]
+    assert "-m quick" in line["-m"] and "2.8 minutes at the medians" in line["-m"]  # 336 / 120
     slow = {test: seconds + 10 for test, seconds in TESTS.items()}
     (middle,) = (text for text in table(Spent(slow)) if text.startswith("median"))
     assert middle.endswith("OVER: shared tests, own tests, notebook")
     assert len(table(Spent())) > 3  # nothing ran
+
+
+def test_the_steps_before_the_tests_grow_but_for_the_installation():
+    """Of 4 notebooks: features 90 s and rotation 30 s, 63 / 4 times as long with all."""
+    spent = Spent(TESTS, [], 8.0, {"install": 60.0, "features": 90.0, "rotation": 30.0})
+    assert minutes_before(spent) == pytest.approx((60 + 120 * 63 / 4) / 60)
+    lines = table(spent)
+    assert ".ci/run before the tests: install 60 s, features 90 s, rotation 30 s" in lines
+    total = minutes(TESTS, 126.0, mean) + minutes_before(spent)
+    assert total > 45 and f"{total:.1f} at the means (limit 45)  OVER" in lines[-1]
+    assert not any("OVER" in line for line in table(Spent(TESTS, [], 8.0))[-2:])
 
 
 def test_two_workers_share_a_file_by_paper_and_their_seconds_are_summed(tmp_path):
@@ -114,11 +128,13 @@ def test_two_workers_share_a_file_by_paper_and_their_seconds_are_summed(tmp_path
         "'import time\\nwhile time.process_time() < 0.5: pass'])\n")
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     clean["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # they take seconds to load
+    clean["ALIGNKIT_STEPS"] = " install=60 features=90"
     ran = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "xdist"], cwd=tmp_path,
                          env=clean, capture_output=True, text=True, timeout=120)
     lines = ran.stdout.splitlines()
     assert ran.returncode == 0 and "13 passed" in lines[-1], ran.stdout + ran.stderr
-    assert lines[-2].endswith("(limit 3)")  # the table is last but for that line
+    assert lines[-2].startswith(".ci/run") and "limit 45" in lines[-2]  # last but one
+    assert ".ci/run before the tests: install 60 s, features 90 s" in lines
     made = sorted(path.name for path in tmp_path.iterdir() if "-gw" in path.name)
     assert len(made) == 2 and {name[-1] for name in made} == {"0", "1"}, made
     (cup,) = (line.split() for line in lines if line.startswith("cup "))
