@@ -1,0 +1,78 @@
+"""What papers' claims share: corpora, conditions, statistics of two gains, shipped models."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from alignkit.claims import common
+from alignkit.claims.claim import Trained
+from alignkit.data import Pairs, Splits
+from alignkit.parts import DualEncoder, Settings
+
+
+def pairs_of(n: int = 12) -> Pairs:
+    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
+    return Pairs.make({"text": [f"caption {i}" for i in range(n)],
+                       "image_features": x, "text_features": x + 0.01})
+
+
+def trained(pairs: Pairs) -> Trained:
+    """Heads that leave features as they are: all pairs are found."""
+    method = DualEncoder(Settings(width=4), pairs)
+    with torch.no_grad():
+        for head in method.heads.values():
+            head.weight.copy_(torch.eye(4))
+            head.bias.zero_()
+    return Trained(method, Splits(pairs, pairs, pairs), None)
+
+
+def test_a_difference_of_gains_and_its_twins():
+    found = common.gains(("plain", "new"), ("plain-one", "new-one"))
+    figures = {"plain": 0.25, "new": 0.75, "plain-one": 0.5, "new-one": 0.625}
+    assert found["statistic"](figures) == 0.5 - 0.125
+    assert found["twins"] == {"new": "plain", "new-one": "plain-one"}
+
+
+def test_figures_by_arm_and_room():
+    arm = trained(pairs_of())
+    assert common.by_arm(lambda t: len(t.splits.test))({"a": arm, "b": arm}) == {
+        "a": 12, "b": 12}
+    measure = common.on_test(lambda method, rows: len(rows) * (method is arm.method))
+    assert measure({"a": arm}) == {"a": 12}
+    room = common.leaves_room("room above", 0.1, 0.9, "hit@1")
+    assert (room.name, room.low, room.high) == ("room above", 0.1, 0.9)
+    assert room.measure(arm) == 1.0  # there is none
+
+
+def test_every_paired_seed_has_a_shipped_model_of_its_own():
+    models = [3, 5, 8]
+    assert [common.model_of(100 + k, models, first=100) for k in range(3)] == models
+    assert {common.model_of(seed, models, first=100) for seed in (1000, 1001, 2000)} <= {
+        *models}
+    for seed in (99, 103):
+        with pytest.raises(ValueError, match=f"seed {seed} has no model.*100 to 102"):
+            common.model_of(seed, models, first=100)
+
+
+def test_labels_that_lack_are_asked_for():
+    common.need_labels(SimpleNamespace(labels={"class": 0}), ["class"], "give a class")
+    with pytest.raises(ValueError, match=r"no labels \['class'\]: give a class, with label"):
+        common.need_labels(pairs_of(), ["class"], "give a class")
+
+
+def test_nothing_is_paired_in_any_split():
+    pairs = pairs_of()
+    for before, after in zip(Splits(pairs, pairs, pairs),
+                             common.nothing_paired(Splits(pairs, pairs, pairs), 3)):
+        assert sorted(after["text"]) == sorted(before["text"])
+        assert all(a != b for a, b in zip(after["text"], before["text"]))
+
+
+def test_the_usual_settings():
+    assert common.rates(1e-3, 1e-2) == ({"lr": 1e-3}, {"lr": 1e-2})
+    scale = common.Encoders(**common.GPU)
+    assert scale.image.startswith("timm:") and scale.text.startswith("hf:")
+    null = common.UNPAIRED
+    assert (null.expected, null.margin) == (0.0, 0.02)
+    assert null.transform is common.shuffled_training
