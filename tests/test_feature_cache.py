@@ -75,8 +75,7 @@ def test_add_features_names_rows_and_missing(own_cache):
 
 def test_text_tokens_are_padded_to_the_longest_of_the_column(own_cache):
     pairs = Pairs.make({"text": sorted(TEXTS, key=len)})
-    done = add_features(pairs, "text", "text:minilm", layers="all", tokens=True,
-                        batch_size=1)
+    done = add_features(pairs, "text", "text:minilm", layers="all", tokens=True)
     alone = load("text:minilm").encode(pairs["text"], tokens=True)[-1]
     assert torch.equal(done["text_tokens"].mask, alone.mask)
     torch.testing.assert_close(done["text_tokens"].values, alone.values, atol=1e-4,
@@ -108,8 +107,6 @@ def test_add_features_refuses_what_it_cannot_encode(own_cache):
     with pytest.raises(ValueError, match="every row is missing"):
         add_features(pairs.with_present("text", torch.zeros(4, dtype=torch.bool)),
                      "text", "text:minilm")
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        add_features(pairs, "x", Scale(2.0), batch_size=0)
 
 
 # --- the cache -----------------------------------------------------------------------
@@ -132,7 +129,7 @@ def numbers(n: int) -> Pairs:
 def encoded(pairs: Pairs) -> int:
     """Rows that had to be encoded; the features are checked."""
     Counting.rows = 0
-    done = add_features(pairs, "x", Counting(), batch_size=32)
+    done = add_features(pairs, "x", Counting())
     assert torch.equal(done["x_features"], 2 * pairs["x"])
     return Counting.rows
 

@@ -12,6 +12,7 @@ from alignkit.encoders.encoder import (
     as_tokens,
     device,
     hash_weights,
+    one_thread,
     seeded,
 )
 from alignkit.encoders.sound import to_waves, together
@@ -51,6 +52,7 @@ def torchaudio_bundle(name: str, seed: int | None = None) -> Encoder:
         states, _ = model.extract_features(wave[None].to(device()))
         return [Output(x.mean(1), as_tokens(x)) for x in states]
 
+    @one_thread()  # a sound alone is too short for several to give the same bits
     def run(sounds: list, layers: Sequence[int]) -> dict[int, Output]:
         alone = [layers_of(wave) for wave in to_waves(sounds, rate)]
         return {k: together([outputs[k] for outputs in alone]) for k in layers}
@@ -64,4 +66,5 @@ def torchaudio_bundle(name: str, seed: int | None = None) -> Encoder:
         weights_hash=hash_weights(model),
         preprocessing=f"{rate} Hz; 2",
         build=lambda: run,
+        fills=False,
     )

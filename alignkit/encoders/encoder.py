@@ -21,6 +21,11 @@ class Output(NamedTuple):
     tokens: Tokens | None
 
 
+BATCH = 64  # rows that go through a model together
+# With one thread, torch convolves fewer pictures by another kernel, and multiplies fewer rows
+# in another order: other last bits.
+LEAST = 16
+
 Run = Callable[[list, Sequence[int]], dict[int, Output]]
 
 
@@ -34,6 +39,11 @@ class Encoder:
     decides the features and is not told by these; they are then not cached. notes: what
     was seen of the inputs, texts that were cut, say: words -> [how many, the first];
     `add_features` says so.
+
+    The same inputs give the same bits with any number of threads. Rows go through the model
+    `BATCH` at a time; fewer than `LEAST` are filled up with copies (`fills`; not where rows
+    go one by one), so that a row gives the same bits among any others, except a text: it
+    is padded to the longest of the texts it goes with.
     """
 
     name: str
@@ -44,6 +54,7 @@ class Encoder:
     build: Callable[[], Run] = field(repr=False)
     untold: list[str] = field(default_factory=list, repr=False)
     notes: dict[str, list] = field(default_factory=dict, repr=False)
+    fills: bool = field(default=True, repr=False)
     _run: Run | None = field(default=None, init=False, repr=False)
 
     def layer(self, k: int) -> int:
@@ -70,22 +81,33 @@ class Encoder:
     ) -> dict[int, Output]:
         """Asked layer -> pooled features and (tokens=True) tokens, float32 on the CPU.
 
-        Raises ValueError for a layer that is not there or an encoder without tokens,
-        TypeError for a text that is given alone: its letters would be the inputs.
+        Raises ValueError for no inputs, a layer that is not there or an encoder without
+        tokens, TypeError for a text that is given alone: its letters would be the inputs.
         """
         if isinstance(inputs, str):
             raise TypeError(f"inputs must be a list, got the text {inputs[:60]!r}: write "
                             f"[{inputs[:20]!r}]")
+        if not len(inputs):
+            raise ValueError("inputs is empty: give at least one")
         wanted = {k: self.layer(k) for k in layers}
         self.start()
+        real = sorted(set(wanted.values()))
+        parts = [self._batch(inputs[start:start + BATCH], real, tokens)
+                 for start in range(0, len(inputs), BATCH)]
+        found = {k: Output(joined([part[k].pooled for part in parts]),
+                           joined([part[k].tokens for part in parts]) if tokens else None)
+                 for k in real}
+        self.widths.update({k: out.pooled.shape[1] for k, out in found.items()})
+        return {k: found[number] for k, number in wanted.items()}
+
+    def _batch(self, rows: list, layers: list[int], tokens: bool) -> dict[int, Output]:
+        n = len(rows)
         with torch.inference_mode():
-            found = self._run(inputs, sorted(set(wanted.values())))
+            found = self._run(filled(rows) if self.fills else rows, layers)
         if tokens and any(output.tokens is None for output in found.values()):
             raise ValueError(f"tokens: {self.name} gives pooled features only")
-        plain = {k: Output(_plain(out.pooled), Tokens(*map(_plain, out.tokens))
-                           if tokens else None) for k, out in found.items()}
-        self.widths.update({k: out.pooled.shape[1] for k, out in plain.items()})
-        return {k: plain[real] for k, real in wanted.items()}
+        return {k: Output(_plain(out.pooled[:n]), Tokens(*(_plain(x[:n]) for x in out.tokens))
+                          if tokens else None) for k, out in found.items()}
 
     def encode(
         self, inputs: list, layers: Sequence[int] = (-1,), tokens: bool = False
@@ -101,6 +123,36 @@ class Encoder:
 def _plain(x: Tensor) -> Tensor:
     # Copied outside inference mode: autograd refuses inference tensors.
     return (x if x.dtype == torch.bool else x.float()).cpu().clone()
+
+
+def filled(rows: list | Tensor) -> list | Tensor:
+    """`rows`, with copies of the last one where they are fewer than `LEAST`."""
+    missing = max(0, LEAST - len(rows))
+    if isinstance(rows, Tensor):
+        return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
+    return [*rows, *rows[-1:] * missing]
+
+
+def joined(parts: list) -> Tensor | Tokens:
+    """Rows of several batches as one, tokens padded to the longest of them."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    longest = max(part.mask.shape[1] for part in parts)
+    pad = nn.functional.pad
+    return Tokens(
+        torch.cat([pad(p.values, (0, 0, 0, longest - p.mask.shape[1])) for p in parts]),
+        torch.cat([pad(p.mask, (0, longest - p.mask.shape[1])) for p in parts]))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For sums over a batch and `interpolate`: their last bits depend on the threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from alignkit.encoders import (
     yamnet,
 )
 from alignkit.encoders.cache import BLOCK, Store
-from alignkit.encoders.encoder import Encoder
+from alignkit.encoders.encoder import BATCH, Encoder, joined
 
 OFFLINE = {
     "image:efficientnet-lite0": image.efficientnet_lite0,
@@ -91,7 +91,6 @@ def add_features(
     *,
     layers: Sequence[int] | Literal["all"] = (-1,),
     tokens: bool = False,
-    batch_size: int = 64,
 ) -> Pairs:
     """`pairs` with features of `column`, float32, taken from the cache where it can.
 
@@ -106,8 +105,6 @@ def add_features(
     Raises KeyError for an unknown column, ValueError for one that cannot be encoded.
     """
     encoder = encoder if isinstance(encoder, Encoder) else load(encoder)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     _check_column(pairs, column, encoder)
     layers = sorted(encoder.widths) if layers == "all" else list(layers)
     first, at = _distinct(pairs, column)
@@ -132,7 +129,7 @@ def add_features(
                                   folder)
             for k, is_tokens in {(encoder.layer(k), t) for k, t in wanted.values()}
         }
-        _fill(stores, encoder, lambda i: pairs[column][first[i]], len(first), batch_size)
+        _fill(stores, encoder, lambda i: pairs[column][first[i]], len(first))
         _say(stores, encoder, column, len(first))
         return pairs.with_features(**{
             name: stores[encoder.layer(k), is_tokens].read(at)
@@ -202,7 +199,7 @@ def _kinds(source) -> tuple:
 
 
 def _fill(stores: dict[tuple[int, bool], Store], encoder: Encoder,
-          source: Callable[[int], object], n: int, batch_size: int) -> None:
+          source: Callable[[int], object], n: int) -> None:
     """Encode every block that a store lacks; one process at a time."""
     if not any(store.missing() for store in stores.values()):
         return
@@ -213,12 +210,12 @@ def _fill(stores: dict[tuple[int, bool], Store], encoder: Encoder,
         lacking = {key: set(store.missing()) for key, store in stores.items()}
         blocks = sorted(set().union(*lacking.values()))
         if blocks:
-            _encode(stores, lacking, blocks, encoder, source, n, batch_size)
+            _encode(stores, lacking, blocks, encoder, source, n)
 
 
 def _encode(stores: dict[tuple[int, bool], Store], lacking: dict[tuple, set[int]],
             blocks: list[int], encoder: Encoder, source: Callable[[int], object],
-            n: int, batch_size: int) -> None:
+            n: int) -> None:
     encoder.start()
     total = sum(min(n, (block + 1) * BLOCK) - block * BLOCK for block in blocks)
     began, done = time.perf_counter(), 0
@@ -229,8 +226,8 @@ def _encode(stores: dict[tuple[int, bool], Store], lacking: dict[tuple, set[int]
             encoder.notes.clear()
             tokens = any(is_tokens for _, is_tokens in parts)
             rows = range(block * BLOCK, min(n, (block + 1) * BLOCK))
-            for start in range(0, len(rows), batch_size):
-                inputs = [source(i) for i in rows[start:start + batch_size]]
+            for start in range(0, len(rows), BATCH):
+                inputs = [source(i) for i in rows[start:start + BATCH]]
                 found = encoder.outputs(inputs, layers, tokens)
                 for (k, is_tokens), part in parts.items():
                     part.append(found[k].tokens if is_tokens else found[k].pooled)
@@ -239,7 +236,7 @@ def _encode(stores: dict[tuple[int, bool], Store], lacking: dict[tuple, set[int]
                 if done == len(inputs):  # the first batch tells how long it takes
                     _announce(encoder, total, (time.perf_counter() - began) / done)
             for key, part in parts.items():
-                stores[key].write(block, _join(part), dict(encoder.notes))
+                stores[key].write(block, joined(part), dict(encoder.notes))
 
 
 def _say(stores: dict[tuple[int, bool], Store], encoder: Encoder, column: str,
@@ -261,14 +258,3 @@ def _announce(encoder: Encoder, total: int, seconds_a_row: float) -> None:
         tqdm.write(f"{encoder.name}: {total:,} rows on {where}, about "
                    f"{total * seconds_a_row:.0f} s, once: the features are kept",
                    file=sys.stderr)
-
-
-def _join(parts: list) -> Tensor | Tokens:
-    """Batches as one block, tokens padded to the longest of them."""
-    if isinstance(parts[0], Tensor):
-        return torch.cat(parts)
-    longest = max(part.mask.shape[1] for part in parts)
-    pad = nn.functional.pad
-    return Tokens(
-        torch.cat([pad(p.values, (0, 0, 0, longest - p.mask.shape[1])) for p in parts]),
-        torch.cat([pad(p.mask, (0, longest - p.mask.shape[1])) for p in parts]))

@@ -10,8 +10,6 @@ from torch import Tensor
 from alignkit.encoders.encoder import Encoder, Output
 from alignkit.encoders.sound import join
 
-FRAMES = 64  # at a time
-
 
 def frame_by_frame(inner: Encoder) -> Encoder:
     """A video as the frames that `inner`, a picture encoder, sees: a token a frame, in
@@ -38,10 +36,8 @@ def frame_by_frame(inner: Encoder) -> Encoder:
                     places[key] = len(pictures)
                     pictures.append(frame)
                 at.append(places[key])
-        found = [inner.outputs(pictures[start:start + FRAMES], layers)
-                 for start in range(0, len(pictures), FRAMES)]
-        return {k: join(torch.cat([out[k].pooled for out in found])[at], counts)
-                for k in layers}
+        found = inner.outputs(pictures, layers)
+        return {k: join(found[k].pooled[at], counts) for k in layers}
 
     def build():
         inner.start()
@@ -55,6 +51,7 @@ def frame_by_frame(inner: Encoder) -> Encoder:
         weights_hash=inner.weights_hash,
         preprocessing=f"{inner.preprocessing}; mean over frames; 1",
         build=build,
+        fills=False,
     )
 
 

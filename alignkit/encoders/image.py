@@ -16,6 +16,7 @@ from alignkit.encoders.encoder import (
     as_tokens,
     device,
     hash_weights,
+    one_thread,
     random_hash,
     seeded,
 )
@@ -75,7 +76,7 @@ def _packaged(
         modality="image",
         widths=dict(enumerate(widths)),
         weights_hash=manifest()[name]["files"][file]
-        if seed is None else random_hash(seed, "timm"),
+        if seed is None else random_hash(seed, "timm") + ", calibrated by one thread",
         preprocessing=preprocessing,
         build=start,
     )
@@ -133,6 +134,7 @@ def to_batch(pictures: list, size: tuple[int, int], mean, std) -> Tensor:
     return (x.permute(0, 3, 1, 2).float() - mean) / std
 
 
+@one_thread()
 def calibrate_norms(model: nn.Module, size: tuple[int, int]) -> None:
     """Set the batch-norm statistics of a random network, once, from fixed pictures.
 

@@ -54,6 +54,7 @@ def grid(seed: int | None = None) -> Encoder:
         weights_hash="no weights" if seed is None else random_hash(seed, "torch"),
         preprocessing=f"unit sphere, {GROUPS} parts; 1",
         build=build,
+        fills=False,
     )
 
 

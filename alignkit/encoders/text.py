@@ -88,12 +88,12 @@ def states_of(model: nn.Module, tokenizer, notes: dict[str, list],
 
 def note(notes: dict[str, list], texts: list[str], cut: list[bool],
          strange: list[bool]) -> None:
-    """Count the texts that were cut at the encoder's limit, and those without a piece that
-    it knows: their features are of less than the text, or of nothing."""
+    """Count the different texts that were cut at the encoder's limit, and those without a
+    piece that it knows: their features are of less than the text, or of nothing."""
     for words, which in ((CUT, cut), (STRANGE, strange)):
         if any(which):
             seen = notes.setdefault(words, [0, texts[which.index(True)][:80]])
-            seen[0] += sum(which)
+            seen[0] += len({text for text, here in zip(texts, which, strict=True) if here})
 
 
 def check_texts(texts: list) -> list[str]:

@@ -78,6 +78,7 @@ def whisper_tiny_en(seed: int | None = None) -> Encoder:
         if seed is None else random_hash(seed, "transformers"),
         preprocessing=f"16 kHz, log-mel 80, windows of {WINDOW} s, masked mean; 2",
         build=build,
+        fills=False,
     )
 
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alignkit.data.fetch import asset, manifest
-from alignkit.encoders.encoder import Encoder, Output, device, random_hash, seeded
+from alignkit.encoders.encoder import (
+    Encoder, Output, device, filled, one_thread, random_hash, seeded,
+)  # fmt: skip
 from alignkit.encoders.sound import RATE, join, to_waves
 
 # Samples of a frame, from frame to frame, of a patch of 96 frames, from patch to patch.
@@ -44,11 +46,12 @@ def yamnet(seed: int | None = None) -> Encoder:
             patches = [to_patches(wave) for wave in to_waves(sounds)]
             means = {k: [] for k in layers}
             for x in torch.cat(patches).split(PATCHES):
-                x = x.to(device())
+                n = len(x)
+                x = filled(x).to(device())
                 for k, block in enumerate(model):
                     x = block(x)
                     if k in means:
-                        means[k].append(x.mean((2, 3)))
+                        means[k].append(x.mean((2, 3))[:n])
             counts = [len(p) for p in patches]
             return {k: join(torch.cat(rows), counts) for k, rows in means.items()}
 
@@ -59,9 +62,10 @@ def yamnet(seed: int | None = None) -> Encoder:
         modality="sound",
         widths=dict(enumerate(WIDTHS)),
         weights_hash=manifest()["yamnet"]["files"]["model.data"]
-        if seed is None else random_hash(seed, "torch"),
+        if seed is None else random_hash(seed, "torch") + ", calibrated by one thread",
         preprocessing="16 kHz, log-mel 64, patches of 0.96 s every 0.48 s; 2",
         build=build,
+        fills=False,
     )
 
 
@@ -107,6 +111,7 @@ def _network() -> nn.Sequential:
     return nn.Sequential(*blocks)
 
 
+@one_thread()
 def _calibrate(model: nn.Module) -> None:
     """Give every convolution of a random network outputs of mean 0 and deviation 1.
 
