@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -86,12 +85,8 @@ def hugging_face(source: str, seed: int | None = None) -> Encoder:
             layers[-1] = Output(getattr(common, "pooler_output", common), tokens[-1])
         return layers
 
-    # A sound alone is too short for several threads to give the same bits.
-    limit = one_thread if modality == "sound" else nullcontext
-
     def run(inputs: list, layers: Sequence[int]) -> dict[int, Output]:
-        with limit():
-            return {k: out for k, out in enumerate(layers_of(inputs)) if k in layers}
+        return {k: out for k, out in enumerate(layers_of(inputs)) if k in layers}
 
     with torch.inference_mode():
         first = {"text": "a", "image": _white(), "sound": _second()}[modality]
@@ -103,9 +98,9 @@ def hugging_face(source: str, seed: int | None = None) -> Encoder:
         widths={k: output.pooled.shape[1] for k, output in enumerate(probe)},
         weights_hash=hash_weights(model),
         preprocessing=f"{how}; {_told(config)}; 1",
-        build=lambda: run,
-        notes=notes,
-        fills=modality != "sound",
+        # A sound alone is too short for several threads to give the same bits.
+        build=lambda: one_thread()(run) if modality == "sound" else run,
+        notes=notes, fills=modality != "sound",
     )
 
 
@@ -132,8 +127,9 @@ def module(model: nn.Module) -> Encoder:
                 m.training = mode
         if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != len(inputs):
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(f"{type(model).__name__} must return a tensor "
-                             f"[{len(inputs)}, d] for {len(inputs)} inputs, got {got}")
+            raise ValueError(f"{type(model).__name__} must return a tensor [n, d] "
+                             f"for n inputs, got {got} for {len(inputs)} (fewer are filled "
+                             "up with copies)")
         return {0: Output(out, None)}
 
     return Encoder(
