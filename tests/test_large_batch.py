@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from needs import examples
 from large_batch_run import trained
 from torch import nn
 
@@ -307,6 +310,37 @@ def test_what_is_only_as_long_as_the_batch_is_no_row(chunk):
         budget = Budget(steps=3, batch_size=12, lr=0.1, chunk=rows)
         losses.append(fit(WithBank(Settings(width=3), pairs), pairs, budget).curve())
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@settings(max_examples=examples(40), deadline=None)
+@given(n=st.integers(3, 16), bank=st.integers(1, 16), chunk=st.integers(1, 16),
+       seed=st.integers(0, 9))
+def test_any_lengths_of_bank_batch_and_chunk_give_the_direct_loss(n, bank, chunk, seed):
+    class Any(WithBank):
+        def collate(self, rows, generator):
+            drawn = torch.Generator().manual_seed(9)
+            return super().collate(rows, generator) | {
+                "bank": torch.randn(bank, 4, generator=drawn)}
+
+        def encode(self, batch):
+            assert len(batch["bank"]) == bank
+            seen = batch["image_features"] + batch["noise"] + batch["views"]["first"]
+            looked = (seen @ batch["bank"].T).softmax(-1) @ batch["bank"]
+            return DualEncoder.encode(self, {**batch, "image_features": seen + looked})
+
+    g = torch.Generator().manual_seed(seed)
+    pairs = Pairs.from_features({f"{m}_features": torch.randn(n, 4, generator=g)
+                                 for m in ("image", "text")})
+    method = Any(Settings(width=3), pairs)
+    batch = method.collate(pairs, torch.Generator().manual_seed(seed))
+    loss = sum(method(batch).values())
+    loss.backward()
+    direct = gradients(method)
+    (found,) = cached_backward(method, batch, chunk=chunk,
+                               rows=row_paths(method, pairs)).values()
+    assert torch.allclose(found, loss.detach(), rtol=1e-4)
+    for name, gradient in gradients(method).items():
+        assert torch.allclose(gradient, direct[name], rtol=1e-3, atol=1e-5), name
 
 
 def test_a_batch_of_pairs_with_a_bank_beside_it_needs_no_more(chunk=5):

@@ -8,10 +8,14 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from needs import examples
 
 from alignkit.data import Pairs
 from alignkit.encoders import add_features, load
 from alignkit.encoders.cache import Store
+from alignkit.encoders.text import CUT, STRANGE
 
 KINDS = {  # positions that each kind has for tokens, of a table of 20 places
     "BertModel": ("BertConfig", {}, 20), "RobertaModel": ("RobertaConfig", {"pad_token_id": 1}, 18),
@@ -140,6 +144,27 @@ def test_blocks_add_up_and_nothing_is_said_of_plain_texts(tmp_path):
         add_features(Pairs.make({"text": ["dog", "red dog"]}), "text", name)
         add_features(Pairs.make({"text": ["a cat", "ein Löwe"]}), "text", "text:minilm")
         add_features(Pairs.make({"text": ["a cat", "獅子"]}), "text", "text:e5-multilingual")
+
+
+@settings(max_examples=examples(20), deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.lists(st.sampled_from(["dog", "red", "qwx", "猫", "Dog", ""]), max_size=25),
+                min_size=1, max_size=12, unique_by=tuple))
+def test_any_texts_are_counted(tiny, texts):
+    """Cut: over 18 words beside the two marks; without a piece: no word that it knows."""
+    said = {" ".join(words) for words in texts}
+    cut = sum(len(text.split()) > 18 for text in said)
+    strange = sum(not {"dog", "red"} & set(text.split()) for text in said)
+    tiny.notes.clear()
+    tokens = tiny.encode(sorted(said), tokens=True)[-1]
+    assert tokens.mask.sum(1).tolist() == [
+        min(20, 2 + len(text.split())) for text in sorted(said)]
+    counts = {words: count for words, (count, _) in tiny.notes.items()}
+    assert counts == {words: n for words, n in ((CUT, cut), (STRANGE, strange)) if n}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return load(model_folder(tmp_path_factory.mktemp("tiny"), "BertModel", None))
 
 
 @pytest.mark.parametrize("name, long, unknown", [

@@ -21,7 +21,7 @@ from test_shards import png
 from alignkit.data import Pairs, fetch, write_shards
 from alignkit.data.cache_folder import cache_dir, lock_of, writable
 from alignkit.data.fetch import ensure, tree_hash
-from alignkit.data.links import twin, walk
+from alignkit.data.links import LeadsOut, inside, twin, walk
 from alignkit.encoders import Encoder, add_features
 from alignkit.encoders.encoder import Output
 
@@ -151,6 +151,40 @@ def test_linked_pictures_are_read_and_broken_links_named(folder, tmp_path):
     (tmp_path / "far.bin").unlink()
     with pytest.raises(FileNotFoundError, match="cat.png is a link to .*far.bin, where noth"):
         Pairs.from_folder(folder)
+
+
+NAMES = st.sampled_from(["a", "b", "c", "a/a", "a/b", "b/a", "c/c/c"])
+TARGETS = NAMES | st.sampled_from([".", "..", "../a", "../out", "../../out", "gone", "/",
+                                   "../blobs/x"])
+
+
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(NAMES, st.none() | TARGETS), max_size=7), NAMES | TARGETS)
+def test_any_tree_of_links_ends_and_leads_nowhere_else(tmp_path_factory, made, asked):
+    """`walk` ends and gives files; `inside` gives none that lies elsewhere."""
+    top = tmp_path_factory.mktemp("tree")
+    root = top / "in"
+    root.mkdir()
+    (top / "out").write_text("secret")
+    for name, target in made:  # None: a file
+        path = root / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("x") if target is None else path.symlink_to(target)
+        except OSError:  # there is something else, or a ring of links
+            continue
+    if not any(target == "/" for _, target in made):  # that would walk the whole disk
+        found = list(walk(root))
+        assert all(path.is_file() for path in found) and len(set(found)) == len(found)
+        plain = {p for p in root.rglob("*") if p.is_file() and not any(
+            q.is_symlink() for q in (p, *p.parents))}
+        assert plain <= set(found)
+    try:
+        path = inside(root, asked)
+    except LeadsOut as error:
+        assert str(error)
+    else:
+        assert path.resolve().is_relative_to(root.resolve())
 
 
 # --- names that differ in form ---------------------------------------------------------
