@@ -78,6 +78,10 @@ def test_a_link_out_of_the_folder_is_called_a_link(folder, tmp_path):
     picture.symlink_to("0000001.png")  # within the folder
     assert Pairs.load(tmp_path / "saved")["image"][0].size == (5, 4)
     picture.unlink()
+    picture.symlink_to("0000000.png")
+    with pytest.raises(ValueError, match="is a link that leads back to itself|nothing is"):
+        Pairs.load(tmp_path / "saved")
+    picture.unlink()
     picture.symlink_to("gone.png")
     with pytest.raises(ValueError, match="is a link to .*gone.png, and nothing is there"):
         Pairs.load(tmp_path / "saved")

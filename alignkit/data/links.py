@@ -20,7 +20,10 @@ def inside(folder: Path, file: str) -> Path:
     path = folder / file
     if Path(file).is_absolute() or ".." in Path(file).parts:
         raise LeadsOut(f"{file!r} leads out of the folder")
-    root, real = folder.resolve(), path.resolve()
+    try:
+        root, real = folder.resolve(), path.resolve()
+    except (OSError, RuntimeError):  # the latter before Python 3.13
+        raise LeadsOut(f"{file!r} is a link that leads back to itself") from None
     store = folder.absolute().parent.parent / "blobs"
     is_snapshot = folder.absolute().parent.name == "snapshots"
     roots = [root, store.resolve()] if is_snapshot else [root]
