@@ -46,16 +46,14 @@ from alignkit.claims.common import (
     several_objects, single_pairs, split_few, validation_hits,
 )  # fmt: skip
 from alignkit.data import Pairs, Splits, Tokens
-from alignkit.evaluation import encode_pairs, retrieval
+from alignkit.evaluation import encode_pairs
 from alignkit.methods.fdt import Fdt, FdtSettings, PooledHeads
-from alignkit.parts import (
-    DualEncoder, Method, leading_directions, mean_pool, sparsemax, unit,
-)  # fmt: skip
+from alignkit.parts import DualEncoder, Method, leading_directions, mean_pool, sparsemax
 from alignkit.training import Budget
 
 NEEDS = ("image", "text")
 MODALITIES = ("image", "text")
-TOP = 10  # codes that are compared, or kept
+TOP = 10  # codes that are compared
 MAY_LOSE = 0.03
 
 
@@ -112,21 +110,6 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
 
 
 # What is measured on new rows ---------------------------------------------------------
-def hits_of_few_codes(arms: Mapping[str, Trained]) -> dict[str, float]:
-    """hit@1 if each row keeps its 10 largest weights only, by arm."""
-    found = {}
-    for name, arm in arms.items():
-        rows = arm.splits.test
-        with torch.no_grad():
-            z = []
-            for w in arm.method.weights(rows.batch()).values():
-                least = w.topk(TOP).values[:, -1:]
-                z.append(unit((w * (w >= least)) @ arm.method.codebook))
-        both = [retrieval(*way, rows.item, rows.item)["hit@1"] for way in (z, z[::-1])]
-        found[name] = sum(both) / 2
-    return found
-
-
 def overlaps(trained: Trained) -> tuple[float, float]:
     """Jaccard overlap of the 10 best codes of a picture with those of its own caption,
     and of other captions; means over the test rows.
