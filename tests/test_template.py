@@ -32,7 +32,6 @@ OLD = {
     "1-objectives/08-irra.ipynb",
     "1-objectives/09-cross-the-gap.ipynb",
     "1-objectives/10-ood-cma.ipynb",
-    "1-objectives/11-structure.ipynb",
     "1-objectives/12-side-by-side.ipynb",
     "2-frozen/01-projectors.ipynb",
 }
@@ -61,6 +60,22 @@ def test_template(path):
     else:
         problems = check_template(path)
     assert not problems, "\n".join([f"{_name(path)}:", *problems])
+
+
+MEASURING = "0-start/04-measuring"
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if _name(p) not in OLD], ids=_name)
+def test_words(path):
+    """Terms of the glossary are taught here, or before, or linked; verdicts are read after
+    the notebook that explains them."""
+    name = _name(path).removesuffix(".ipynb")
+    terms = guide.unexplained(name)
+    assert not terms, (f"{name}: explain {terms}, or name the notebook that does in "
+                       "**Prerequisites.**, or link them: [term](../GLOSSARY.md)")
+    needs = {card.name: card.needs for card in guide.cards()}
+    assert name.startswith("0-") or MEASURING in guide._before(name, needs), (
+        f"{name}: it shows verdicts, so **Prerequisites.** must lead to {MEASURING}")
 
 
 def test_the_list_of_old_notebooks_names_notebooks():

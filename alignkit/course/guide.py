@@ -236,3 +236,26 @@ def write_verdicts(folder: Path = NOTEBOOKS) -> list[Path]:
     books = [p for p in sorted(folder.glob("[0-9]-*/[0-9][0-9]-*.ipynb")) if refresh(p)]
     return books + [_save(filled(path.read_text("utf-8"), made), path)
                     for path, made in verdict_pages(folder).items()]
+
+
+# Words -------------------------------------------------------------------------------
+TERM = re.compile(r"(?m)^\| \*\*(.+?)\*\* \| .+? \| `alignkit\..+?` \| (\S+) \|$")
+
+
+def unexplained(name: str, folder: Path = NOTEBOOKS) -> list[str]:
+    """Terms of the glossary that a notebook uses, though neither it nor what is read
+    before it teaches them, and though it does not link them to the glossary."""
+    taught = {name, *_before(name, {card.name: card.needs for card in cards(folder)})}
+    texts = [c.source for c in read(folder / f"{name}.ipynb").cells
+             if c.cell_type == "markdown"]
+    text = re.sub(r"(?s)\$.*?\$|`[^`]*`", " ", " ".join(texts))
+    linked = " ".join(re.findall(r"\[([^\]]+)\]\(\.\./GLOSSARY\.md[^)]*\)", text)).lower()
+    return [term for term, home in TERM.findall((folder / "GLOSSARY.md").read_text("utf-8"))
+            if home not in taught and term.lower() not in linked
+            and re.search(rf"\b{re.escape(term)}s?\b(?! matri)", text, re.I)]
+
+
+def _before(name: str, needs: dict[str, list[str]]) -> set[str]:
+    """All notebooks that are read before one, however far back."""
+    found = set(needs.get(name, ()))
+    return found.union(*(_before(need, needs) for need in found))

@@ -14,128 +14,7 @@ def _centre(rows: torch.Tensor) -> torch.Tensor:
     return rows - rows.mean(0)
 
 
-# Exercise 1: the similarity matrix P ------------------------------------------------
-def _similarities(features: torch.Tensor, temperature: float) -> torch.Tensor:
-    """[n, d] -> P [n, n]: rows normalised, then centred; softmax over each row."""
-    return _scores(_centre(normalize(features)), temperature).softmax(1)
-
-
-def _centred_first(features, temperature):
-    return _scores(normalize(_centre(features)), temperature).softmax(1)
-
-
-def _normalised_again(features, temperature):
-    unit = normalize(_centre(normalize(features)))
-    return _scores(unit, temperature).softmax(1)
-
-
-def _diagonal_masked(features, temperature):
-    scores = _scores(_centre(normalize(features)), temperature)
-    return scores.fill_diagonal_(-torch.inf).softmax(1)
-
-
-def _over_columns(features, temperature):
-    return _scores(_centre(normalize(features)), temperature).softmax(0)
-
-
-def _not_centred(features, temperature):
-    return _scores(normalize(features), temperature).softmax(1)
-
-
-def _similarity_cases(generator):
-    n, d = random_size(generator, 6, 12), random_size(generator, 3, 7)
-    return random_rows(generator, n, d), (0.2, 0.5, 1.0)[random_size(generator, 0, 3)]
-
-
-similarities = Exercise(
-    name="similarities",
-    task="normalise the rows, subtract their mean, softmax of the inner products / τ",
-    reference=_similarities,
-    cases=_similarity_cases,
-    mistakes={
-        "centred first": Mistake(
-            _centred_first,
-            "subtract the mean before you normalise the rows: a long row then pulls "
-            "the mean towards itself. Normalise first, then centre.",
-        ),
-        "normalised again": Mistake(
-            _normalised_again,
-            "normalise a second time after centring. The paper leaves the centred "
-            "rows as they are, so a row near the mean keeps small similarities.",
-        ),
-        "diagonal masked": Mistake(
-            _diagonal_masked,
-            "leave out the diagonal. Here every sample counts as its own neighbour; "
-            "that is why the diagonal can take nearly all of the mass.",
-        ),
-        "softmax over columns": Mistake(
-            _over_columns,
-            "take the softmax over dim=0. Each ROW of P must sum to one: dim=1.",
-        ),
-        "not centred": Mistake(
-            _not_centred,
-            "forgot to subtract the mean of the normalised rows.",
-        ),
-    },
-)
-
-
-# Exercise 2: the divergence D_1 -----------------------------------------------------
-def _kl(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """KL(a || b) of each row, [n]."""
-    return (a * (a / b).log()).sum(1)
-
-
-def _divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """½ [KL(M || Q) + KL(M || P)], M = (P + Q) / 2; mean over rows."""
-    m = (p + q) / 2
-    return (_kl(m, q) + _kl(m, p)).mean() / 2
-
-
-def _textbook(p, q):
-    m = (p + q) / 2
-    return (_kl(p, m) + _kl(q, m)).mean() / 2
-
-
-def _divergence_cases(generator):
-    n = random_size(generator, 3, 10)
-    p, q = torch.randn(2, n, n, generator=generator).mul(1.5).softmax(-1)
-    return p, q
-
-
-divergence = Exercise(
-    name="divergence",
-    task="½ [KL(M‖Q) + KL(M‖P)], M = (P + Q) / 2: sum over columns, mean over rows",
-    reference=_divergence,
-    cases=_divergence_cases,
-    mistakes={
-        "textbook direction": Mistake(
-            _textbook,
-            "wrote the textbook Jensen–Shannon divergence, KL(P‖M) and KL(Q‖M). The "
-            "authors' code has M first; the size differs, so λ would not carry over.",
-        ),
-        "sum over rows": Mistake(
-            lambda p, q: _divergence(p, q) * len(p),
-            "sum over the rows. Take their mean, or the loss grows with the batch.",
-        ),
-        "mean over all": Mistake(
-            lambda p, q: _divergence(p, q) / p.shape[1],
-            "take the mean over all entries (reduction='mean'). A divergence is a sum "
-            "over columns; only the rows are averaged (reduction='batchmean').",
-        ),
-        "log2": Mistake(
-            lambda p, q: _divergence(p, q) / torch.log(torch.tensor(2.0)),
-            "use the logarithm of base 2. The loss is in nats: torch.log.",
-        ),
-        "not halved": Mistake(
-            lambda p, q: _divergence(p, q) * 2,
-            "forgot the factor one half before the two divergences.",
-        ),
-    },
-)
-
-
-# Exercise 3: mutual nearest neighbours ----------------------------------------------
+# Exercise 1, build: mutual nearest neighbours ------------------------------------------
 def _nearest(closeness: torch.Tensor, k: int, itself: bool = False) -> torch.Tensor:
     """[n, n] bool: j is among the k nearest of i."""
     if not itself:
@@ -197,6 +76,119 @@ overlap = Exercise(
             _over_union,
             "divide by the size of the union (the Jaccard index). Here the number of "
             "common neighbours is divided by k.",
+        ),
+    },
+)
+
+
+# Exercise 2, transfer: the textbook's divergence made the paper's -----------------------
+def _kl(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """KL(a || b) of each row, [n]."""
+    return (a * (a / b).log()).sum(1)
+
+
+def _divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """½ [KL(M || Q) + KL(M || P)], M = (P + Q) / 2; mean over rows."""
+    m = (p + q) / 2
+    return (_kl(m, q) + _kl(m, p)).mean() / 2
+
+
+def _textbook(p, q):
+    m = (p + q) / 2
+    return (_kl(p, m) + _kl(q, m)).mean() / 2
+
+
+def _divergence_cases(generator):
+    n = random_size(generator, 3, 10)
+    p, q = torch.randn(2, n, n, generator=generator).mul(1.5).softmax(-1)
+    return p, q
+
+
+divergence = Exercise(
+    name="divergence",
+    task="½ [KL(M‖Q) + KL(M‖P)], M = (P + Q) / 2: sum over columns, mean over rows",
+    reference=_divergence,
+    cases=_divergence_cases,
+    mistakes={
+        "textbook direction": Mistake(
+            _textbook,
+            "wrote the textbook Jensen–Shannon divergence, KL(P‖M) and KL(Q‖M). The "
+            "authors' code has M first; the size differs, so λ would not carry over.",
+        ),
+        "sum over rows": Mistake(
+            lambda p, q: _divergence(p, q) * len(p),
+            "sum over the rows. Take their mean, or the loss grows with the batch.",
+        ),
+        "mean over all": Mistake(
+            lambda p, q: _divergence(p, q) / p.shape[1],
+            "take the mean over all entries (reduction='mean'). A divergence is a sum "
+            "over columns; only the rows are averaged (reduction='batchmean').",
+        ),
+        "log2": Mistake(
+            lambda p, q: _divergence(p, q) / torch.log(torch.tensor(2.0)),
+            "use the logarithm of base 2. The loss is in nats: torch.log.",
+        ),
+        "not halved": Mistake(
+            lambda p, q: _divergence(p, q) * 2,
+            "forgot the factor one half before the two divergences.",
+        ),
+    },
+)
+
+
+# Exercise 3, judge: is the condition there? ---------------------------------------------
+def _usual(features: torch.Tensor) -> torch.Tensor:
+    return _centre(normalize(features))
+
+
+def _masses(rows: torch.Tensor, taus: list[float], dim: int = 1) -> torch.Tensor:
+    """Mean of the softmax's diagonal for each tau, [m]."""
+    return torch.stack([_scores(rows, tau).softmax(dim).diagonal().mean() for tau in taus])
+
+
+def _inside(masses: torch.Tensor, low: float = 0.1, high: float = 0.7) -> torch.Tensor:
+    return ((masses >= low) & (masses <= high)).float()
+
+
+def _awake(features: torch.Tensor, taus: list[float]) -> torch.Tensor:
+    """[n, d] -> [m], 1 where the mean of p_ii lies in [0.1, 0.7]."""
+    return _inside(_masses(_usual(features), taus))
+
+
+def _awake_cases(generator):
+    n, d = random_size(generator, 9, 16), random_size(generator, 3, 7)
+    taus = [0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0]
+    return random_rows(generator, n, d), taus[random_size(generator, 0, 3):]
+
+
+awake = Exercise(
+    name="awake",
+    task="for each τ 1 where the mean of p_ii lies in [0.1, 0.7], else 0",
+    reference=_awake,
+    cases=_awake_cases,
+    mistakes={
+        "not silent alone": Mistake(
+            lambda x, taus: _inside(_masses(_usual(x), taus), low=0.0),
+            "ask only for at most 0.7. Where everyone sees everyone alike, the mass is near "
+            "1/n and nothing is told apart either: at least 0.1, too.",
+        ),
+        "turned round": Mistake(
+            lambda x, taus: 1 - _inside(_masses(_usual(x), taus)),
+            "give 1 where the regulariser is silent. 1 is for the temperatures that you "
+            "would register.",
+        ),
+        "not centred": Mistake(
+            lambda x, taus: _inside(_masses(normalize(x), taus)),
+            "forgot to subtract the mean of the normalised rows.",
+        ),
+        "centred first": Mistake(
+            lambda x, taus: _inside(_masses(normalize(_centre(x)), taus)),
+            "subtract the mean before you normalise the rows: a long row then pulls the "
+            "mean towards itself. Normalise first, then centre.",
+        ),
+        "times the temperature": Mistake(
+            lambda x, taus: _inside(_masses(_usual(x), [1 / tau for tau in taus])),
+            "multiply by τ. The similarities are divided by it.",
         ),
     },
 )
