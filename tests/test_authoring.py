@@ -186,7 +186,7 @@ def test_a_published_seed_must_agree_and_another_need_not(made, capsys, monkeypa
 def test_the_design_says_what_is_subtracted(made, capsys):
     made.design()
     out = " ".join(capsys.readouterr().out.split())
-    assert "points, more minus less; margin" in out
+    assert "points, more minus less; margin 0.001 (a test)" in out
     assert "null: no signal, wanted 0 ± 0.05" in out
 
 
@@ -194,10 +194,11 @@ def test_the_verdicts_are_a_table_and_a_figure(made, capsys, monkeypatch):
     shown = []
     monkeypatch.setattr(study.plots, "show", lambda figure, alt: shown.append((figure, alt)))
     made.verdicts()
-    head, row = capsys.readouterr().out.splitlines()
+    head, row, *notes = capsys.readouterr().out.splitlines()
     i = made.published["fake"].interval
-    assert row.startswith(f"fake  {i['mean']:+.3f} [{i['low']:+.3f}, {i['high']:+.3f}]  holds")
-    assert row.endswith("passed") and max(map(len, (head, row))) <= 78
+    assert row.startswith(f"fake   {i['mean']:+.3f} [{i['low']:+.3f}, {i['high']:+.3f}]  holds")
+    assert row.endswith("passed") and max(map(len, (head, row, *notes))) <= 78
+    assert notes[0].startswith("intervals at 95 %; ")
     assert shown[0][1].endswith("fake holds")
     made.published = {}
     made.verdicts()

@@ -9,9 +9,11 @@ import pytest
 from nbformat import v4, write
 
 from alignkit.claims import stored
-from alignkit.cli import main
+from alignkit.cli import COMMANDS, main
 from alignkit.course import guide
 from alignkit.course.notebook import read
+
+from test_methods import CARD, TRAITS
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
@@ -33,7 +35,28 @@ def test_every_notebook_but_the_first_names_what_to_read_before_it():
 
 def test_the_plan_holds_every_notebook_in_order():
     planned = guide.planned()
-    assert planned == sorted(set(planned)) and set(NOTEBOOKS) <= set(planned)
+    missing = sorted(set(NOTEBOOKS) - set(planned))
+    assert not missing, f"add a row to 'The curriculum' of notebooks/README.md: {missing}"
+    assert planned == sorted(set(planned)), "'The curriculum' is not in order, or has a row twice"
+
+
+def test_the_readme_lists_every_notebook_in_order():
+    text = (ROOT / "README.md").read_text("utf-8")
+    rows = re.findall(r"(?m)^\| \d \| \[\d\d .+?\]\(notebooks/(.+?)\.ipynb\) \|", text)
+    assert rows == NOTEBOOKS, (
+        "the table of notebooks in README.md needs a row each, in order: "
+        f"{sorted(set(NOTEBOOKS) ^ set(rows))}")
+
+
+def test_the_page_on_adding_a_paper_names_what_there_is():
+    text = (FOLDER / "ADDING.md").read_text("utf-8")
+    commands = set(re.findall(r"alignkit (new|notebook|register|reproduce|publish|map)\b", text))
+    assert len(commands) == 6 and commands <= set(COMMANDS)
+    tests = re.findall(r"`(test_\w+\.py)`", text)
+    assert len(tests) >= 8 and all((ROOT / "tests" / name).is_file() for name in tests)
+    assert all(trait in TRAITS for trait in re.findall(r"(?m)^\| `([a-z ]+)` \| ", text))
+    assert all(f"{head}," in text or f"{head}." in text for head in (*CARD, "Use it when"))
+    assert "(ADDING.md)" in (FOLDER / "README.md").read_text("utf-8")
 
 
 def course(folder: Path, **prerequisites: str) -> Path:
@@ -130,7 +153,8 @@ def test_the_graph_has_an_arrow_for_every_prerequisite():
 @pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
 def test_every_method_says_when_to_use_it(path):
     text = ast.get_docstring(ast.parse(path.read_text("utf-8")))
-    assert len(re.findall(r"(?m)^Use it when: \S", text)) == 1
+    assert len(re.findall(r"(?m)^Use it when: \S", text)) == 1, (
+        f"{path.name}: its docstring needs one paragraph 'Use it when: …'")
     (row,) = [r for r in guide.advice() if r.slug == path.stem.replace("_", "-")]
     assert 60 < len(row.when) < 600 and row.when.endswith(".") and "|" not in row.when
     verdicts = [

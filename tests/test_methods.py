@@ -162,7 +162,8 @@ def test_every_method_has_claims_and_every_claim_an_arm():
 def test_the_card_is_complete(name):
     text = import_module(f"alignkit.methods.{name}").__doc__ or ""
     missing = [head for head in CARD if not re.search(rf"^{head}\b.*\S", text, re.M)]
-    assert not missing, f"the docstring of {name} lacks {missing}"
+    assert not missing, (f"alignkit/methods/{name}.py: its docstring needs lines that start "
+                         f"with {missing}, each with words behind it")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -6,6 +6,7 @@ from pathlib import Path
 import no_kernel
 import pytest
 
+from alignkit.course import guide
 from alignkit.course.notebook import ALONE, planned, read, student, tags_of
 from alignkit.course.old_template import check_template as check_old_template
 from alignkit.course.template import check_template

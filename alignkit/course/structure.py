@@ -163,7 +163,7 @@ def _awake_cases(generator):
 
 awake = Exercise(
     name="awake",
-    task="for each τ 1 where the mean of p_ii lies in [0.1, 0.7], else 0",
+    task="for each τ 1 where the mean of p_ii is one that the condition wants, else 0",
     reference=_awake,
     cases=_awake_cases,
     mistakes={

@@ -81,7 +81,8 @@ class Study:
 
     def verdicts(self, *names: str) -> None:
         """Print the published verdicts as a table, and draw their intervals."""
-        results = [r for r in self.published.values() if r.claim in (names or self.claims)]
+        results = [self.published[name] for name in names or self.claims
+                   if name in self.published]
         if not results:
             print(f"nothing is published yet: alignkit reproduce {self.slug}")
             return
@@ -124,15 +125,17 @@ def _print(text: str, indent: str = "") -> None:
 
 
 def _table(results: Sequence[Result]) -> None:
-    width = max(len(r.claim) for r in results)
-    print(f"{'claim':{width}}  {'mean':>6} {'interval':>17}  "
-          f"{'verdict':13} new rows  null")
+    width = max(len(r.claim) for r in results) + 1
+    print(f"{'claim':{width}}  {'mean':>6} {'interval':>16}  {'verdict':13} new rows  null")
     for r in results:
         mean, low, high = (r.interval[k] for k in ("mean", "low", "high"))
-        print(f"{r.claim:{width}}  {mean:+.3f} [{low:+.3f}, {high:+.3f}]  "
-              f"{verdict_of(r):13} {'too' if r.carries_over else 'no':8}  {'passed' if r.null['passed'] else 'FAILED'}")
-    if any(r.headline for r in results):
-        print("(intervals at 95 %; the headline's, which may be looked at twice, at 97.5 %)")
+        print(f"{r.claim + '*' * r.headline:{width}}  {mean:+.3f} [{low:+.3f}, {high:+.3f}]  "
+              f"{verdict_of(r):13} {'same' if r.carries_over else 'differ':8}  "
+              f"{'passed' if r.null['passed'] else 'FAILED'}")
+    levels = ", ".join(f"{'*' * headline}{100 * level:g} %" for headline, level in
+                       sorted({(r.headline, r.looks[-1]["level"]) for r in results}))
+    _print(f"intervals at {levels}; *the headline, with two looks; new rows: what the "
+           "corrected interval, which asks about other rows of this kind, says")
 
 
 def _figure(results: Sequence[Result]):
@@ -144,5 +147,10 @@ def _figure(results: Sequence[Result]):
     axis = figure.axes[0]
     axis.axvline(-1, color=plots.COLOURS["red"], linestyle="--")
     if max(abs(x) for bar in bars.values() for x in bar) > 8:
+        low, high = axis.get_xlim()
         axis.set_xscale("symlog", linthresh=2)
+        ticks = [x for x in (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50)
+                 if low <= x <= high]
+        axis.set_xticks(ticks, [str(x) for x in ticks], minor=False)
+        axis.set_xticks([], minor=True)
     return figure
