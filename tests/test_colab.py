@@ -28,9 +28,9 @@ ADDRESS = "git+https://github.com/alignkit/alignkit"
 # As Colab builds them; torchvision fits its torch alone. The oldest stand at our lower
 # bounds; torchaudio ended with 2.11, so that the newest have none or one that does not fit.
 OLDEST = {
-    "torch": "2.8.0+cu126",
-    "torchvision": "0.23.0+cu126",
-    "torchaudio": "2.8.0+cu126",
+    "torch": "2.9.1+cu128",
+    "torchvision": "0.24.1+cu128",
+    "torchaudio": "2.9.1+cu128",
 }
 NEWEST = {"torch": "2.15.0+cu132", "torchvision": "0.29.2+cu132"}
 MACHINES = {
@@ -180,7 +180,7 @@ def test_the_lower_bounds_are_those_of_the_machine_above():
         for line in PROJECT["dependencies"]
         if line.startswith("torch")
     )
-    assert {name: OLDEST[name].rsplit(".", 1)[0] for name in bounds} == bounds
+    assert {name: OLDEST[name].partition("+")[0] for name in bounds} == bounds
     assert set(bounds) == {"torch", "torchvision"}
 
 
@@ -191,7 +191,7 @@ def test_the_check_sees_a_torch_that_would_change(tmp_path, change):
     command, colabs = next(iter(COMMANDS.values())), OLDEST
     dependencies = list(PROJECT["dependencies"])
     if change == "a newer bound":
-        dependencies.append("torchvision>=0.24")
+        dependencies.append("torchvision>=0.25")
     elif change == "an upper bound":
         dependencies.append("torch<2.12")
         colabs = NEWEST
@@ -200,7 +200,7 @@ def test_the_check_sees_a_torch_that_would_change(tmp_path, change):
     elif change == "an upgrade":
         command = [*command, "--upgrade", *NEWER]
     else:
-        colabs = OLDEST | {"torchvision": "0.22.0+cu126"}
+        colabs = OLDEST | {"torchvision": "0.23.0+cu126"}
     found = would_change(tmp_path, command, dependencies, colabs)
     assert set(NEWER) & set(found), found
 
