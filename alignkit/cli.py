@@ -36,6 +36,9 @@ BUDGET = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0 if it went well, 1 with one clear line if not."""
+    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show becomes a ?
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     args = _parser().parse_args(argv)
     try:
         return globals()[f"_{args.command}"](args) or 0
@@ -85,10 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     made["student"].add_argument("folder", type=Path)
     grade = made["grade"]
     grade.description += (
-        ". Runs the set-up and the exercises of each notebook in a process of its own, "
-        "with a time limit, but in no sandbox: students' code has your rights; use a "
-        "container for notebooks that you do not trust. The exit code is 0 if every "
-        "exercise is right, else 1.")
+        ". Each answer runs on fresh random cases in a process of its own, with what it "
+        "uses of the cells above it; it may use Python, torch, numpy, scipy, and of "
+        "alignkit only `unit` and what its exercise allows. There is a time limit, but "
+        "no sandbox: students' code has your rights; use a container for notebooks that "
+        "you do not trust. The exit code is 0 if every exercise is right, else 1.")
     grade.add_argument("path", type=Path, metavar="NOTEBOOK",
                        help="or a folder, for a table of all that are in it")
     grade.add_argument("--exercises", metavar="SLUG",
@@ -96,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
                             "the title card tells")
     grade.add_argument("--seconds", type=float, default=20, metavar="N",
                        help="limit for an exercise (default: 20)")
+    grade.add_argument("--seed", type=int, metavar="N",
+                       help="of the cases, to get the marks of an earlier run again "
+                            "(default: a new one, printed below the marks)")
     grade.add_argument("--json", type=Path, metavar="FILE",
                        help="write the marks there too")
     measured = made["bench"]
@@ -226,38 +233,49 @@ def _notebook(args) -> int:
 
 
 def _grade(args) -> int:
-    from alignkit.course.grade import SIGNS, grade, write
+    from alignkit.course.grade import fresh_seed, grade, notebooks_in, write
 
     if args.seconds <= 0:
         raise ValueError(f"--seconds must be above 0, got {args.seconds:g}")
+    if args.seed is not None and args.seed < 0:
+        raise ValueError(f"--seed must be 0 or more, got {args.seed}")
     if args.json and not args.json.absolute().parent.is_dir():
         raise ValueError(f"--json {args.json}: no such folder; make it first")
     many = args.path.is_dir()
-    paths = sorted(p for p in args.path.rglob("*.ipynb")
-                   if ".ipynb_checkpoints" not in p.parts) if many else [args.path]
+    paths = notebooks_in(args.path) if many else [args.path]
     if not paths:
         raise ValueError(f"{args.path}: no notebooks in this folder")
-    marks = {}
+    marks, seed = {}, fresh_seed() if args.seed is None else args.seed
     for path in paths:
         name = str(path.relative_to(args.path) if many else path)
         try:
-            marks[name] = given = grade(path, args.exercises, args.seconds)
-        except (OSError, ValueError) as error:
+            marks[name] = given = grade(path, args.exercises, args.seconds, seed)
+        except ImportError:
+            raise
+        except Exception as error:  # any fault of one notebook is that notebook's
             if not many:
                 raise
-            marks[name] = str(error)
-            print(f"{name}: not graded: {error}", flush=True)
+            marks[name] = str(error) or type(error).__name__
+            print(f"{name}: not graded: {marks[name]}", flush=True)
             continue
-        total = f"{sum(m.points for m in given)}/{len(given)}"
-        if many:
-            row = ", ".join(f"{m.exercise} {SIGNS[m.state]}" for m in given)
-            print(f"{name}: {total}  {row}", flush=True)
-        else:
-            print("\n".join(f"{m.points}  {m.message}" for m in given) + f"\n{total}")
+        _print_marks(name if many else "", given)
+    print(f"cases of seed {seed}; the same marks again with --seed {seed}")
     if args.json:
-        print(f"written to {write(marks, args.json)}")
+        print(f"written to {write(marks, args.json, seed)}")
     return int(not all(isinstance(given, list) and all(m.points for m in given)
                        for given in marks.values()))
+
+
+def _print_marks(name: str, given: list) -> None:
+    """One notebook's marks; with a name, as a row of a folder's table."""
+    total = f"{sum(m.points for m in given)}/{len(given)}"
+    if name:
+        row = ", ".join(f"{m.exercise} {m.state}" for m in given)
+        lines = [f"{name}: {total}  {row}", *(f"    {m.message}" for m in given
+                                              if not m.points)]
+    else:
+        lines = [*(f"{m.points}  {m.message}" for m in given), total]
+    print(*lines, sep="\n", flush=True)
 
 
 def _bench(args) -> None:

@@ -53,6 +53,11 @@ negative_weights = Exercise(
             "let the right answer take part in the softmax: the rows do not sum to 1. "
             "Set the diagonal to −∞ before the softmax, not to 0 after it.",
         ),
+        "diagonal left in": Mistake(
+            lambda cosines, temperature: (cosines / temperature).softmax(1),
+            "leave the right answer in. Each row shares its weight among the wrong "
+            "answers alone: set the diagonal to −∞ before the softmax.",
+        ),
         "zero is not nothing": Mistake(
             _zero_logit,
             "set the diagonal's logit to 0. exp(0) = 1 still counts in the sum: "
@@ -106,6 +111,12 @@ several_right = Exercise(
     reference=_several_right,
     cases=_item_case,
     mistakes={
+        "temperature multiplied": Mistake(
+            lambda cosines, item, temperature: _several_right(
+                cosines, item, 1 / temperature
+            ),
+            "multiply by the temperature. Cosines are DIVIDED by it.",
+        ),
         "diagonal only": Mistake(
             _diagonal_only,
             "count the diagonal alone as right. Rows with the same item are right "

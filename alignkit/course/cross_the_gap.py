@@ -111,6 +111,12 @@ average_precision = Exercise(
             lambda scores, relevant: _average_precision(-scores, relevant),
             "put the lowest score first: rank 1 is the nearest row.",
         ),
+        "divided by all": Mistake(
+            lambda scores, relevant: (
+                _average_precision(scores, relevant) * relevant.sum() / len(scores)),
+            "divide by the number of rows. The mean is over the relevant rows: divide by "
+            "their number.",
+        ),
         "over all ranks": Mistake(
             _over_all,
             "average the precision over all ranks. It counts at the ranks of relevant rows "

@@ -106,6 +106,14 @@ words_ask = Exercise(
             "divide by the padded length. Divide by the number of real words, or "
             "short captions get small scores.",
         ),
+        "−∞ in the mean": Mistake(
+            lambda patches, words, real: _products(patches, words)
+            .amax(2)
+            .masked_fill(~real, -torch.inf)
+            .mean(2),
+            "fill padded words with −∞ before a mean. −∞ is for a maximum; a mean leaves "
+            "them out by a factor 0, and divides by the number of real words.",
+        ),
         "the other score": Mistake(
             _patches_ask,
             "let the patches ask again. The two scores differ: here every word "

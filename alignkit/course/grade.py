@@ -1,30 +1,38 @@
-"""Marks for students' notebooks: 1 an exercise that is right, 0 one that is not.
+"""Marks for students' notebooks: 1 for an exercise that is right, 0 for one that is not.
 
-A notebook's first cells, up to the one that calls `setup()`, and its exercises run in
-a process of their own, without what surrounds them: cells in which the student tried
-things out are left alone. The marks are given by the package's own exercises, called on
-the student's functions, so that the notebook's `.check(` lines do not matter. This is
-a guard against accidents, not against attacks: the code runs with the rights of whoever
-grades it.
+Each answer runs in a process of its own (`worker.py`), which gets its function's code,
+with what that uses of the cells above it (`answers.py`), and the arguments of fresh cases.
+The right answers and their comparison stay here, and what comes back is data, never code:
+a notebook that patches a comparison, returns a tensor that is equal to everything, or
+knows the notebook's own cases by heart gets nothing for it. The policy on the package's
+functions stands in `worker.POLICY`: those of `Exercise.allowed` work, all others stop.
+
+This is no sandbox: students' code runs with the rights of whoever grades it.
 """
 
-import ast
+import contextlib
 import json
-import multiprocessing
 import os
 import re
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from multiprocessing.connection import Connection
+from inspect import getsourcefile
 from pathlib import Path
 
-# The notebook tools are imported where they are used: a student's process needs none.
+from . import worker
+from .answers import Answer, answer, needed, parsed, read
 from .exercises import Exercise, ExerciseError, NotFilledIn
 
-SETUP_SECONDS = 300  # imports on a cold disk; the exercises have their own limit
-HELPERS = "helpers must stand in the exercise's own cell, only that one is run"
+START_SECONDS = 300  # imports on a cold disk; an exercise's own limit begins after it
+LONGEST_REPLY = 2**27  # bytes
+LONGEST_MESSAGE = 600  # characters
 RIGHT, WRONG, OPEN = "right", "wrong", "not filled in"
-SIGNS = {RIGHT: "✓", WRONG: "✗", OPEN: "–"}
 
 
 @dataclass(frozen=True)
@@ -41,56 +49,85 @@ class Mark:
         return int(self.state == RIGHT)
 
 
-def grade(path: Path | str, slug: str | None = None, seconds: float = 20) -> list[Mark]:
+class Stopped(Exception):
+    """A student's process gave no outcomes; the message says why."""
+
+
+def grade(
+    path: Path | str,
+    slug: str | None = None,
+    seconds: float = 20,
+    seed: int | None = None,
+) -> list[Mark]:
     """The marks of one notebook, in the order of its exercises.
 
     Args:
-        path: the student's .ipynb. A helper must stand in the cell of its exercise
-            or of an exercise above; other cells are not run.
+        path: the student's .ipynb.
         slug: whose exercises they are; needed only if the file's name and the title
             card no longer tell.
-        seconds: limit for each exercise. One that does not end, or that ends the
-            process, gets 0; those below it are graded in a new process.
+        seconds: limit for each exercise. One that does not end, or that ends its
+            process, gets 0.
+        seed: of the cases; default: a new one that nobody knows. With that of an
+            earlier run the marks are the same.
 
     Raises:
-        ValueError: not a notebook, no exercises known for it, or no set-up cell.
+        ValueError: not a notebook, or no exercises known for it.
     """
     path = Path(path)
-    code = _code_cells(path)
-    slug = slug or slug_of(path)
-    exercises = exercises_of(slug)
-    calls = [i for i, source in enumerate(code) if re.search(r"^setup\(", source, re.M)]
-    if not calls:
-        raise ValueError(f"{path}: no cell calls setup(): the set-up cell is missing")
-    head = code[: calls[0] + 1]
-    cells = {name: _answer(name, code) for name in exercises}
-    marks = {
-        name: Mark(name, OPEN, f"{name}: no cell defines it")
-        for name, source in cells.items()
-        if source is None
-    }
-    while left := {n: cells[n] for n in exercises if n not in marks}:
-        marks |= _round(head, left, slug, seconds)
-    return [marks[name] for name in exercises]
+    notebook = read(path)
+    exercises = exercises_of(slug or slug_of(path, notebook.card))
+    seed = fresh_seed() if seed is None else seed
+    return [
+        _mark(exercise, answer(name, notebook.code), path.parent, seconds, seed)
+        for name, exercise in exercises.items()
+    ]
 
 
-def write(marks: dict[str, list[Mark] | str], out: Path) -> Path:
+def fresh_seed() -> int:
+    """A seed that no notebook can have been written for."""
+    return secrets.randbits(32)
+
+
+def write(marks: dict[str, list[Mark] | str], out: Path, seed: int) -> Path:
     """Marks of some notebooks as JSON; a string says why one could not be graded."""
     from .notebook import _save
 
     rows = [
-        {"notebook": name, "points": 0, "of": 0, "marks": [], "problem": given}
+        {"notebook": clean(name), "points": 0, "of": 0, "marks": [],
+         "problem": given, "seed": seed}
         if isinstance(given, str)
         else {
-            "notebook": name,
+            "notebook": clean(name),
             "points": sum(m.points for m in given),
             "of": len(given),
             "marks": [asdict(m) | {"points": m.points} for m in given],
             "problem": "",
+            "seed": seed,
         }
         for name, given in marks.items()
     ]
     return _save(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", out)
+
+
+def notebooks_in(folder: Path) -> list[Path]:
+    """The .ipynb files of a folder, linked folders included; not those that a system
+    leaves behind (.ipynb_checkpoints, other dot files, __MACOSX)."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return [folder]  # which `grade` then says cannot be read
+    found = []
+    for name in names:
+        path = folder / name
+        if name.startswith(".") or name == "__MACOSX":
+            continue
+        if path.is_dir():
+            above = [p.resolve() for p in (folder, *folder.parents)]
+            if path.resolve() not in above:  # else a link leads round in a circle
+                found += notebooks_in(path)
+        elif name.lower().endswith(".ipynb"):
+            found.append(path)
+    return found
 
 
 def exercises_of(slug: str) -> dict[str, Exercise]:
@@ -109,16 +146,17 @@ def slugs() -> list[str]:
     return sorted(
         file.stem.replace("_", "-")
         for file in files
-        if "= Exercise(" in file.read_text("utf-8")
+        if re.search(r"^\w+ = Exercise\(", file.read_text("utf-8"), re.M)
     )
 
 
-def slug_of(path: Path) -> str:
-    """Whose exercises a notebook has: from its file's name, else from its Colab badge.
+def slug_of(path: Path, card: str = "") -> str:
+    """Whose exercises a notebook has: from its file's name, else from the Colab badge
+    on its title card.
 
     A name may have more around it, such as "Copy of 01-<slug> (Anna).ipynb".
     """
-    badge = re.search(r"colab\.research\S+/notebooks/(\S+)\.ipynb\)", _first(path))
+    badge = re.search(r"colab\.research\S+/notebooks/(\S+)\.ipynb\)", card)
     for text in (path.stem, badge[1] if badge else ""):
         known = [s for s in slugs() if re.search(rf"\d\d-{s}(?![a-z0-9])", text)]
         if known:
@@ -130,122 +168,123 @@ def slug_of(path: Path) -> str:
     )
 
 
-def _code_cells(path: Path) -> list[str]:
-    """Sources without solutions; lines for IPython alone (%, !) are left out."""
-    return [
-        re.sub(r"(?m)^[%!].*$", "", cell.source)
-        for cell in _read(path).cells
-        if cell.cell_type == "code" and "solution" not in cell.metadata.get("tags", [])
-    ]
+def clean(text: str) -> str:
+    """One line that every file and terminal can take, shortened to a few hundred
+    characters."""
+    line = " ".join(text.encode("utf-8", "replace").decode().split())
+    line = "".join(c if c.isprintable() else "?" for c in line)
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} …"
 
 
-def _first(path: Path) -> str:
-    cells = _read(path).cells
-    return cells[0].source if cells else ""
-
-
-def _read(path: Path):
-    from .notebook import read
-
+# One exercise --------------------------------------------------------------------------
+def _mark(
+    exercise: Exercise, found: Answer | None, folder: Path, seconds: float, seed: int
+) -> Mark:
+    state, said = WRONG, ""
     try:
-        return read(path)
-    except OSError:
-        raise
-    except Exception as error:  # nbformat has many ways to refuse a file
-        why = str(error).partition("\n")[0][:80]
-        raise ValueError(
-            f"{path}: not a notebook ({type(error).__name__}: {why})"
-        ) from None
-
-
-def _answer(name: str, code: list[str]) -> str | None:
-    """The last cell that defines an exercise's function, with its tag or without, as
-    not every front end keeps tags; one that only assigns the name, if none does."""
-    for defines in (rf"^def\s+{name}\b", rf"^{name}\s*="):
-        found = [source for source in code if re.search(defines, source, re.M)]
-        if found:
-            return found[-1]
-    return None
-
-
-def _round(
-    head: list[str], cells: dict[str, str], slug: str, seconds: float
-) -> dict[str, Mark]:
-    """Marks from one process: all of them, or those up to the one that broke it."""
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_work, args=(theirs, head, cells, slug), daemon=True)
-    process.start()
-    theirs.close()  # so that the end of the process ends the pipe
-    marks = {}
-    try:
-        if problem := _wait(ours, SETUP_SECONDS):
-            return {n: Mark(n, WRONG, f"the set-up cell {problem}") for n in cells}
-        for name in cells:
-            if not ours.poll(seconds):
-                said = f"{name}: not done after {seconds:g} s: does a loop never end?"
-                return marks | {name: Mark(name, WRONG, said)}
-            try:
-                marks[name] = ours.recv()
-            except (EOFError, OSError):
-                said = f"{name}: it ended the whole process (exit, or out of memory?)"
-                return marks | {name: Mark(name, WRONG, said)}
-    finally:
-        process.kill()
-        process.join()
-    return marks
-
-
-def _wait(pipe: Connection, seconds: float) -> str:
-    """What the set-up cell did wrong, "" if nothing."""
-    if not pipe.poll(seconds):
-        return f"was not done after {seconds:g} s"
-    try:
-        return pipe.recv()
-    except (EOFError, OSError):
-        return "ended the whole process"
-
-
-# In the student's process ------------------------------------------------------------
-def _work(pipe: Connection, head: list[str], cells: dict[str, str], slug: str) -> None:
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
-    exercises = exercises_of(slug)  # before the student's code runs
-    space = {"__name__": "__main__"}
-    try:
-        for source in head:
-            exec(source, space)
-    except BaseException as error:
-        pipe.send(f"stopped with {type(error).__name__}: {error}")
-        return
-    pipe.send("")
-    for name, source in cells.items():
-        pipe.send(_mark(exercises[name], source, space))
-
-
-def _mark(exercise: Exercise, source: str, space: dict) -> Mark:
-    """Run an exercise's cell, and grade the function that it leaves."""
-    try:
-        tree = ast.parse(source)
-        if any(
-            isinstance(node, ast.Attribute) and node.attr in ("reference", "mistakes")
-            for node in ast.walk(tree)
-        ):
-            raise ExerciseError(
-                f"{exercise.name}: it hands over the exercise's own answer"
-            )
-        # Calls that stand alone, such as the check itself, give no marks.
-        tree.body = [node for node in tree.body if not isinstance(node, ast.Expr)]
-        exec(compile(tree, exercise.name, "exec"), space)
-        return Mark(exercise.name, RIGHT, exercise.grade(space[exercise.name]))
+        if found is None:
+            raise NotFilledIn(f"{exercise.name}: no cell defines it")
+        if found.problem:
+            raise Stopped(f"its cell is no Python: {found.problem}")
+        cases = exercise.draw(seed)
+        state, said = RIGHT, exercise.judge(
+            cases, _outcomes(exercise, found, cases, folder, seconds))
     except NotFilledIn as stub:
-        return Mark(exercise.name, OPEN, str(stub))
+        state, said = OPEN, str(stub)
     except ExerciseError as error:
-        helper = isinstance(error.__cause__, NameError)
-        return Mark(
-            exercise.name, WRONG, str(error) + (f"; {HELPERS}" if helper else "")
-        )
-    except BaseException as error:
-        said = f"{exercise.name}: its cell stopped with {type(error).__name__}: {error}"
-        return Mark(exercise.name, WRONG, said)
+        said = str(error)
+    except Stopped as error:
+        said = f"{exercise.name}: {error}"
+    return Mark(exercise.name, state, clean(said))
+
+
+def _outcomes(
+    exercise: Exercise, found: Answer, cases: list, folder: Path, seconds: float
+) -> list[dict]:
+    """What the answer gives for each case. Raises Stopped."""
+    job = {
+        "name": exercise.name,
+        "statements": found.statements,
+        "cases": worker.pack(cases),
+        "allowed": {f.__name__: _source(f) for f in exercise.allowed},
+        "package": str(Path(__file__).parents[1]),
+    }
+    reply = _ask(json.dumps(job).encode(), folder, seconds)
+    try:
+        answered = json.loads(reply)
+        said = "; ".join(map(str, answered["said"]))
+        if answered.get("missing"):
+            raise Stopped(f"its cell stopped with {said}" if said else "no function")
+        outcomes = [_checked(outcome, said) for outcome in answered["outcomes"]]
+        assert len(outcomes) == len(cases)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError,
+            RecursionError, RuntimeError, TypeError, ValueError):
+        raise Stopped("what it sent back cannot be read") from None
+    return outcomes
+
+
+def _checked(outcome: dict, said: str) -> dict:
+    """An outcome that `judge` can take; a name that is missing is explained."""
+    if "error" in outcome:
+        kind, text, line = map(str, outcome["error"])
+        if kind == "NameError":
+            text += " (what an answer uses must be defined in a cell above it"
+            text += f", and there {said})" if said else ")"
+        return {"error": (kind, text, line)}
+    worker.unpack(outcome["value"])
+    return {"value": outcome["value"], "after": outcome["after"]}
+
+
+def _source(function) -> list[str]:
+    """The statements that define a function of the package, for `worker`."""
+    text = Path(getsourcefile(function)).read_text("utf-8")
+    return needed(function.__name__, parsed(text))
+
+
+# Its process ---------------------------------------------------------------------------
+def _ask(job: bytes, folder: Path, seconds: float) -> bytes:
+    """The reply of a new process. Raises Stopped."""
+    command = [sys.executable, "-X", "utf8", "-P", worker.__file__]
+    with subprocess.Popen(
+        command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        try:
+            with _limit(process, START_SECONDS) as late:
+                ready = process.stdout.read(1)
+            if not ready:
+                why = f"was not up after {START_SECONDS} s" if late else "did not start"
+                raise Stopped(f"its process {why}")
+            with _limit(process, seconds) as late:
+                with contextlib.suppress(OSError):
+                    process.stdin.write(job)
+                    process.stdin.close()
+                reply = process.stdout.read(LONGEST_REPLY)
+        finally:
+            _kill(process)
+    if late:
+        raise Stopped(f"not done after {seconds:g} s: does a loop never end?")
+    if not reply or len(reply) == LONGEST_REPLY:
+        raise Stopped("it ended the whole process (exit, or out of memory?)")
+    return reply
+
+
+@contextlib.contextmanager
+def _limit(process: subprocess.Popen, seconds: float) -> Iterator[list]:
+    """Ends the process after some seconds; what is given is then no longer empty."""
+    late = []
+    timer = threading.Timer(seconds, lambda: (late.append(True), _kill(process)))
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """With all that it has started."""
+    with contextlib.suppress(OSError):
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()

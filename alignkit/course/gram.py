@@ -7,8 +7,13 @@ from .exercises import Exercise, Mistake, random_size, unit_rows
 
 
 def _case(generator):
-    n, d = random_size(generator, 3, 7), random_size(generator, 4, 9)
-    return tuple(unit_rows(generator, n, d) for _ in range(3))
+    """In float64, some rows in a plane: rounding makes about half of these
+    determinants negative, and the volumes 0."""
+    n, d = random_size(generator, 6, 10), random_size(generator, 4, 9)
+    t, v, a = (unit_rows(generator, n, d).double() for _ in range(3))
+    t, v, a = (F.normalize(rows, dim=1) for rows in (t, v, a))
+    v[:2], a[2:4] = t[:2], t[2:4]
+    return t, v, a
 
 
 # Exercise 1: the volume of a row ----------------------------------------------------
@@ -24,6 +29,11 @@ def _volume(t, v, a):
 
 def _squared(t, v, a):
     return _volume(t, v, a) ** 2
+
+
+def _no_clamp(t, v, a):
+    tv, ta, va = _products(t, v, a)
+    return (1 + 2 * tv * ta * va - tv**2 - ta**2 - va**2).sqrt()
 
 
 def _no_triple(t, v, a):
@@ -51,6 +61,11 @@ volume = Exercise(
             _squared,
             "return the determinant. That is the squared volume: take its root.",
         ),
+        "no clamp": Mistake(
+            _no_clamp,
+            "take the root of negative numbers. Rounding makes a determinant of 0 a "
+            "little negative, and its root NaN: clamp(min=0) first.",
+        ),
         "no triple product": Mistake(
             _no_triple,
             "leave out + 2 (tv)(ta)(va). Three vectors that agree would then be "
@@ -77,6 +92,11 @@ def _volumes(t, v, a):
     return squared.clamp(min=0).sqrt()
 
 
+def _all_no_clamp(t, v, a):
+    tv, ta, va = t @ v.T, t @ a.T, (v * a).sum(1)[None, :]
+    return (1 + 2 * tv * ta * va - tv**2 - ta**2 - va**2).sqrt()
+
+
 def _texts_own(t, v, a):
     tv, ta, va = t @ v.T, t @ a.T, (v * a).sum(1)[:, None]
     squared = 1 + 2 * tv * ta * va - tv**2 - ta**2 - va**2
@@ -95,6 +115,11 @@ volumes = Exercise(
     reference=_volumes,
     cases=_case,
     mistakes={
+        "no clamp": Mistake(
+            _all_no_clamp,
+            "take the root of negative numbers. Rounding makes a determinant of 0 a "
+            "little negative, and its root NaN: clamp(min=0) first.",
+        ),
         "the text's own": Mistake(
             _texts_own,
             "take v·a from the row of the text. Picture and sound are of row j: the "

@@ -56,10 +56,10 @@ targets = Exercise(
 
 
 # Exercise 2: one direction of the loss ----------------------------------------------
-def _match(logits, q):
+def _match(logits, q, eps=EPS):
     """mean over rows of Σ p (log p − log(q + eps))"""
     log_p = logits.log_softmax(1)
-    return (log_p.exp() * (log_p - (q + EPS).log())).sum(1).mean()
+    return (log_p.exp() * (log_p - (q + eps).log())).sum(1).mean()
 
 
 def _forward(logits, q):
@@ -94,6 +94,19 @@ match = Exercise(
             "leave out Σ p log p. Without it nothing keeps right answers apart from "
             "one that takes all.",
         ),
+        "no ε": Mistake(
+            lambda logits, q: _match(logits, q, 0.0),
+            "leave ε out. Most targets are 0, and the logarithm of 0 is −∞: "
+            "log(q + 1e-8).",
+        ),
+        **{
+            f"ε = {eps:g}": Mistake(
+                lambda logits, q, eps=eps: _match(logits, q, eps),
+                f"add {eps:g} to the target. It decides how much a wrong row costs: "
+                "here it is 1e-8.",
+            )
+            for eps in (1e-12, 1e-10, 1e-7, 1e-6, 1e-5)
+        },
         "mean of all": Mistake(
             lambda logits, q: _match(logits, q) / len(logits),
             "take the mean over rows and columns. Sum over a row, then take the mean.",

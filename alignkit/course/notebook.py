@@ -47,6 +47,7 @@ METADATA = {
 }
 # ipykernel warns that its connection, on this machine only, is not encrypted.
 QUIET = ["--IPKernelApp.log_level=ERROR"]
+FOLDED = "; a solution is folded below"  # of published notebooks, not of students' copies
 MARKER = re.compile(r"# %%(?P<markdown> \[markdown\])?(?: tags=(?P<tags>\[.*\]))?\s*$")
 
 
@@ -115,9 +116,13 @@ def percent(cell: NotebookNode) -> str:
 
 
 def student(path: Path | str, out: Path | str) -> Path:
-    """Write the student version: no solutions, stubs as they are, no outputs."""
+    """Write the student version: no solutions, stubs as they are, no outputs, and no
+    text that says where the solutions are."""
     notebook = read(path)
     notebook.cells = [c for c in notebook.cells if "solution" not in tags_of(c)]
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = cell.source.replace(FOLDED, "")
     return _write(_without_outputs(notebook), out)
 
 
@@ -255,7 +260,7 @@ def _stored(name: ast.Name) -> bool:
 
 
 def tags_of(cell: NotebookNode) -> list[str]:
-    return cell.metadata.get("tags", [])
+    return cell.metadata.get("tags") or []
 
 
 def read(path: Path | str) -> NotebookNode:

@@ -31,6 +31,11 @@ def _bent_only(x, w1, w2, w3):
     return F.gelu(y @ w2.T) @ w3.T
 
 
+def _relu(x, w1, w2, w3):
+    y = F.layer_norm(x, x.shape[-1:])
+    return y @ w1.T + F.relu(y @ w2.T) @ w3.T
+
+
 def _weights_case(generator):
     n, t, d, width = (random_size(generator, low, low + 4) for low in (2, 2, 4, 3))
     x = random_rows(generator, n * t, d).view(n, t, d)
@@ -48,6 +53,11 @@ two_branches = Exercise(
             _no_norm,
             "leave out the layer norm. Tokens of frozen encoders differ much in length; "
             "both branches read the normalised token.",
+        ),
+        "relu": Mistake(
+            _relu,
+            "bend with ReLU. The bend is a GELU, which lets small negative values "
+            "through: F.gelu.",
         ),
         "norm of one branch": Mistake(
             _norm_of_one,
@@ -92,6 +102,11 @@ def _rows_centred(x, y):
     return (x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())
 
 
+def _one_mean(x, y):
+    x, y = x - x.mean(), y - y.mean()
+    return (x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())
+
+
 def _pairs_case(generator):
     n, d, e = (random_size(generator, low, low + 5) for low in (6, 3, 4))
     x = random_rows(generator, n, d)
@@ -117,6 +132,11 @@ agreement = Exercise(
             _lengths_below,
             "divide by |X|² |Y|². Below stand |XᵀX| and |YᵀY|, or a matrix would not "
             "agree with itself.",
+        ),
+        "one mean": Mistake(
+            _one_mean,
+            "subtract one mean of all entries. Each column has a mean of its own: "
+            "x.mean(0).",
         ),
         "rows centred": Mistake(
             _rows_centred,
@@ -151,6 +171,11 @@ def _richest_first(scores, per_class, depth):
     return _taker(scores, per_class, depth, order=last.argsort(descending=True).tolist())
 
 
+def _by_mean(scores, per_class, depth):
+    mean = scores.topk(depth, dim=0).values.mean(0)
+    return _taker(scores, per_class, depth, order=mean.argsort().tolist())
+
+
 def _taken_twice(scores, per_class, depth):
     return _taker(scores, per_class, depth, again=True)
 
@@ -158,8 +183,10 @@ def _taken_twice(scores, per_class, depth):
 def _scores_case(generator):
     n, c = random_size(generator, 14, 20), random_size(generator, 3, 5)
     common = torch.randn(n, 1, generator=generator)  # classes want the same captions
-    own = torch.randn(n, c, generator=generator)
-    return common + 0.5 * own + torch.randn(c, generator=generator), 3, 6
+    # A class of much spread has a high mean and a low last score.
+    spread = 0.3 + 1.7 * torch.rand(c, generator=generator)
+    own = spread * (torch.randn(n, c, generator=generator) - 0.7)
+    return common + own + 0.3 * torch.randn(c, generator=generator), 3, 6
 
 
 choose = Exercise(
@@ -177,6 +204,11 @@ choose = Exercise(
         "richest first": Mistake(
             _richest_first,
             "let the class with the most good captions choose first: sort ascending.",
+        ),
+        "by the mean": Mistake(
+            _by_mean,
+            "order the classes by the mean of their lists. The scarcest class is the one "
+            "whose LAST score, at place depth, is lowest.",
         ),
         "taken twice": Mistake(
             _taken_twice,

@@ -64,8 +64,9 @@ def _hit_cases(generator):
     n = random_size(generator, 8, 16)
     if random_size(generator, 0, 4) == 0:
         return (torch.full((n, n), 0.5),)
-    scores = torch.randint(0, 4, (n, n), generator=generator).float()
-    return (scores + 2 * torch.eye(n),)
+    scores = torch.randint(0, 4, (n, n), generator=generator)
+    liked = torch.randint(0, 3, (n,), generator=generator)  # a column's, by all rows
+    return ((scores + liked).float() + 3 * torch.eye(n),)
 
 
 hit_at_1 = Exercise(

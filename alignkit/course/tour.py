@@ -9,17 +9,25 @@ from alignkit.course.notebook import execute
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
+def published(pattern: str = "*/*.ipynb") -> list[Path]:
+    """The course's notebooks, in order.
+
+    Raises FileNotFoundError if they are not beside the package.
+    """
+    found = sorted(NOTEBOOKS.glob(pattern))
+    if not found:
+        raise FileNotFoundError(
+            f"no notebooks in {NOTEBOOKS}: they stand in the repository; clone it and "
+            'install with pip install -e ".[course]" -c constraints.txt')
+    return found
+
+
 def tour(out: Path = Path("alignkit-tour")) -> None:
     """Fetch, encode, run the first notebook, and show its claim re-run.
 
     Raises FileNotFoundError if the notebooks are not beside the package.
     """
-    started, found = time.perf_counter(), sorted(NOTEBOOKS.glob("0-*/01-*.ipynb"))
-    if not found:
-        raise FileNotFoundError(
-            f"no notebooks in {NOTEBOOKS}: they stand in the repository; clone it and "
-            'install with pip install -e ".[course]" -c constraints.txt')
-    notebook = found[0]
+    started, notebook = time.perf_counter(), published("0-*/01-*.ipynb")[0]
     slug = notebook.stem.split("-", 1)[1]
 
     _head("1 of 3 · pictures, names and two frozen encoders (once; then from the cache)")
