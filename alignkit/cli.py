@@ -86,7 +86,20 @@ def _parser() -> argparse.ArgumentParser:
                                  help="no new results: the code has changed and the figures "
                                       "have not; a published seed is run again first")
     made["student"].add_argument("folder", type=Path)
-    grade = made["grade"]
+    _grade_arguments(made["grade"])
+    measured = made["bench"]
+    measured.add_argument("contests", nargs="*", metavar="CONTEST",
+                          help="default: all; an unknown one is told which there are")
+    measured.add_argument("--rounds", type=int, default=7)
+    measured.add_argument("--size", type=int, help="default: the one that is published")
+    measured.add_argument("--threads", type=int, default=2)
+    measured.add_argument("--out", type=Path, default=Path("alignkit-bench.json"))
+    measured.add_argument("--readme", type=Path, help="put the table between its markers")
+    _page_arguments(made)
+    return parser
+
+
+def _grade_arguments(grade: argparse.ArgumentParser) -> None:
     grade.description += (
         ". Each answer runs on fresh random cases in a process of its own, with what it "
         "uses of the cells above it; it may use Python, torch, numpy, scipy, and of "
@@ -105,16 +118,6 @@ def _parser() -> argparse.ArgumentParser:
                             "(default: a new one, printed below the marks)")
     grade.add_argument("--json", type=Path, metavar="FILE",
                        help="write the marks there too")
-    measured = made["bench"]
-    measured.add_argument("contests", nargs="*", metavar="CONTEST",
-                          help="default: all; an unknown one is told which there are")
-    measured.add_argument("--rounds", type=int, default=7)
-    measured.add_argument("--size", type=int, help="default: the one that is published")
-    measured.add_argument("--threads", type=int, default=2)
-    measured.add_argument("--out", type=Path, default=Path("alignkit-bench.json"))
-    measured.add_argument("--readme", type=Path, help="put the table between its markers")
-    _page_arguments(made)
-    return parser
 
 
 def _page_arguments(made: dict[str, argparse.ArgumentParser]) -> None:
@@ -233,49 +236,9 @@ def _notebook(args) -> int:
 
 
 def _grade(args) -> int:
-    from alignkit.course.grade import fresh_seed, grade, notebooks_in, write
+    from alignkit.course.grade import table
 
-    if args.seconds <= 0:
-        raise ValueError(f"--seconds must be above 0, got {args.seconds:g}")
-    if args.seed is not None and args.seed < 0:
-        raise ValueError(f"--seed must be 0 or more, got {args.seed}")
-    if args.json and not args.json.absolute().parent.is_dir():
-        raise ValueError(f"--json {args.json}: no such folder; make it first")
-    many = args.path.is_dir()
-    paths = notebooks_in(args.path) if many else [args.path]
-    if not paths:
-        raise ValueError(f"{args.path}: no notebooks in this folder")
-    marks, seed = {}, fresh_seed() if args.seed is None else args.seed
-    for path in paths:
-        name = str(path.relative_to(args.path) if many else path)
-        try:
-            marks[name] = given = grade(path, args.exercises, args.seconds, seed)
-        except ImportError:
-            raise
-        except Exception as error:  # any fault of one notebook is that notebook's
-            if not many:
-                raise
-            marks[name] = str(error) or type(error).__name__
-            print(f"{name}: not graded: {marks[name]}", flush=True)
-            continue
-        _print_marks(name if many else "", given)
-    print(f"cases of seed {seed}; the same marks again with --seed {seed}")
-    if args.json:
-        print(f"written to {write(marks, args.json, seed)}")
-    return int(not all(isinstance(given, list) and all(m.points for m in given)
-                       for given in marks.values()))
-
-
-def _print_marks(name: str, given: list) -> None:
-    """One notebook's marks; with a name, as a row of a folder's table."""
-    total = f"{sum(m.points for m in given)}/{len(given)}"
-    if name:
-        row = ", ".join(f"{m.exercise} {m.state}" for m in given)
-        lines = [f"{name}: {total}  {row}", *(f"    {m.message}" for m in given
-                                              if not m.points)]
-    else:
-        lines = [*(f"{m.points}  {m.message}" for m in given), total]
-    print(*lines, sep="\n", flush=True)
+    return int(not table(args.path, args.exercises, args.seconds, args.seed, args.json))
 
 
 def _bench(args) -> None:

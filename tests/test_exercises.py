@@ -1,13 +1,20 @@
 """Every exercise of the course: stub, solution, and each typical wrong answer."""
 
 import importlib
+import json
 import pkgutil
+import re
+import runpy
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alignkit import course
 from alignkit.course.exercises import Exercise, ExerciseError, Mistake, NotFilledIn
+from alignkit.course.grade import fresh_seed
+from alignkit.course.worker import DTYPES, pack, unpack
 from alignkit.evaluation.geometry import modality_gap, mutual_knn
 from alignkit.evaluation.retrieval import ranks
 from alignkit.methods.structure import divergence, neighbourhoods
@@ -72,9 +79,24 @@ def test_a_mistake_is_caught_and_explained(place, name):
 
 
 @pytest.mark.parametrize("place", EXERCISES)
+def test_each_mistake_is_told_on_the_cases_of_any_seed(place):
+    """`grade` draws a seed that nobody knows: the marks must not depend on it."""
+    exercise = EXERCISES[place]
+    for seed in (1, 2, 3, fresh_seed()):
+        assert exercise.grade(exercise.reference, seed).endswith("✓")
+        for name, mistake in exercise.mistakes.items():
+            with pytest.raises(ExerciseError) as caught:
+                exercise.grade(mistake.function, seed)
+            assert mistake.explanation in str(caught.value), (name, seed)
+
+
+@pytest.mark.parametrize("place", EXERCISES)
 def test_cases_are_many_different_and_finite(place):
     exercise = EXERCISES[place]
     first, again = exercise.draw(), exercise.draw()
+    for case in (first, exercise.draw(1)):  # what passes between the two processes
+        assert pack(unpack(pack(case))) == pack(case) and "other" not in str(pack(case))
+    assert pack(first) == pack(again) != pack(exercise.draw(1))
     values = [torch.as_tensor(exercise.reference(*case)) for case in first]
     repeat = [torch.as_tensor(exercise.reference(*case)) for case in again]
     assert all(torch.equal(a, b) for a, b in zip(values, repeat))
@@ -126,6 +148,7 @@ def _in_place(x):
         (lambda x: torch.cat([x, x]), r"need shape \[3\], yours is \[6\]"),
         (lambda x: 2 * x.double(), "need dtype torch.float32, yours is torch.float64"),
         (lambda x: 2 * x / 0 * 0, "3 of 3 values are NaN"),
+        (lambda x: (2 * x).int(), r"yours is torch.int32 \(a count\? divide it"),
         (lambda x: (2 * x).numpy(), "need a torch.Tensor, yours is a ndarray"),
         (lambda x: 2 * x + torch.eye(3)[1], r"the values differ, most at \[1\]"),
         (lambda x, y: x, "your function stopped with TypeError"),
@@ -143,6 +166,80 @@ def test_a_number_will_do_where_one_is_asked_for():
     assert "right on 12 random cases" in total.grade(lambda x: float(x.sum()))
     with pytest.raises(ExerciseError, match="the values differ: yours"):
         total.grade(lambda x: float(x.sum()) + 1)
+
+
+@pytest.mark.parametrize(("right", "good", "bad", "message"), [
+    (3, [3, torch.tensor(3)], 4, "the values differ: yours 4, right 3"),
+    (3, [3], 3.0, "need dtype torch.int64, yours is torch.float32"),
+    (True, [True, torch.tensor(True)], 1, "need dtype torch.bool, yours is torch.int64"),
+    ("no gain", ["no gain"], "holds", "yours is 'holds', right is 'no gain'"),
+    ((1.5, "a"), [(1.5, "a"), [1.5, "a"], (torch.tensor(1.5), "a")], (1.5, "b"),
+     "value 2 of 2: yours is 'b', right is 'a'"),
+    ((1.5, "a"), [(1.5, "a")], 1.5, "need 2 values, yours is 1.5"),
+    ({"a": 1.0}, [{"a": 1}], {"b": 1.0}, "yours is {'b': 1.0}, right is {'a': 1.0}"),
+])
+def test_an_exercise_may_ask_for_other_values(right, good, bad, message):
+    judge = _toy(reference=lambda x: right, mistakes={})
+    for value in good:
+        assert judge.grade(lambda x: value).endswith("✓")
+    with pytest.raises(ExerciseError, match=re.escape(message)):
+        judge.grade(lambda x: bad)
+
+
+def test_a_check_says_what_grade_gives_no_marks_for(capsys):
+    """The notebook's check takes the package's functions, and says that they do not
+    count; `unit` does."""
+    from alignkit import parts
+
+    space = {"parts": parts, "unit": parts.unit, "cosine": parts.cosine}
+    exec("def mine(x, y): return unit(x) @ parts.unit(y).T\n"
+         "def theirs(x, y): return parts.cosine(x, y)\n"
+         "def inside(x, y): return (lambda: cosine(x, y))()\n"
+         "def indirect(x, y): return inside(x, y)", space)
+    exercise = EXERCISES["shared_space.cosine"]
+    for name in ("mine", "theirs", "inside", "indirect", "cosine"):
+        exercise.check(space[name])
+        said = capsys.readouterr().out
+        assert said.startswith("cosine: right on 12 random cases ✓")
+        assert ("uses alignkit.parts.similarity.cosine: no marks" in said) == (
+            name != "mine")
+
+
+def test_the_line_that_stopped_is_shown(tmp_path):
+    (tmp_path / "answers.py").write_text("def f(x):\n    y = 1\n    return x + g(y)\n\n"
+                                         "def g(y):\n    return torch.ones(y)\n")
+    space = runpy.run_path(str(tmp_path / "answers.py"))
+    with pytest.raises(ExerciseError, match=r"NameError: .*, in the line `return torch"):
+        _toy().grade(space["f"])
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2**63 + 1, 2**63 - 1) | st.floats()
+    | st.text(max_size=9)
+    | st.builds(lambda n, d, k: (torch.randn(n, d) * 9).to(k), st.integers(0, 3),
+                st.integers(0, 3), st.sampled_from(list(DTYPES.values()))),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner)
+    | st.dictionaries(st.text(max_size=3), inner, max_size=2), max_leaves=6)
+
+
+@given(VALUES)
+def test_values_pass_the_channel_unchanged(value):
+    sent = json.dumps(pack(value))
+    again = unpack(json.loads(sent))
+    assert json.dumps(pack(again)) == sent and type(again) is type(value)
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.sampled_from(["tensor", "tuple", "dict", "other", "x"]), inner,
+                      max_size=2), max_leaves=8))
+def test_what_pack_did_not_make_is_refused_or_read(sent):
+    try:
+        unpack(sent)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
+            ValueError):
+        pass
 
 
 def test_a_mistake_must_agree_on_every_case():

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,15 @@ from alignkit.course.grade import (
     slugs,
 )
 from alignkit.course.grade import write as write_marks
-from alignkit.course.notebook import read, stub_name, student, tags_of
+from alignkit.course.guide import students
+from alignkit.course.notebook import (
+    execute,
+    read,
+    run_cells,
+    stub_name,
+    student,
+    tags_of,
+)
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*/[0-9]*.ipynb"))
@@ -576,10 +585,25 @@ def test_a_students_copy_speaks_of_no_solution_in_it(path, tmp_path):
 
 
 def test_student_outside_a_checkout_says_what_is_missing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("alignkit.course.tour.NOTEBOOKS", tmp_path / "notebooks")
+    nowhere = partial(students, folder=tmp_path / "notebooks")
+    monkeypatch.setattr("alignkit.course.guide.students", nowhere)
     assert main(["student", str(tmp_path / "out")]) == 1
     assert "no notebooks in" in (err := capsys.readouterr().err) and "clone" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("source", "said"), [
+    ("def f():\n    pass\nimport os; os._exit(1)", "the kernel died"),
+    ("def f():\n    pass\nwhile True: pass", "timed out"),
+])
+def test_a_kernel_that_does_not_end_is_told_of_with_its_path(tmp_path, source, said):
+    path = notebook(tmp_path / "mine.ipynb", source, setup="pass")
+    for run in (lambda: execute(path, tmp_path / "out.ipynb", timeout=5),
+                lambda: run_cells(path, ["exercise"], timeout=5)):
+        with pytest.raises(RuntimeError, match=f"mine.ipynb: .*{said}"):
+            run()
+    assert not (tmp_path / "out.ipynb").exists()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

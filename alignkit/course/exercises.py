@@ -163,13 +163,9 @@ class Exercise:
 
     def _warning(self, function: Callable) -> str:
         """Said beforehand: what `alignkit grade` gives no marks for."""
-        used = sorted(_package_functions(function, self.allowed))
+        used = ", ".join(sorted(_package_functions(function, self.allowed)))
         names = ", ".join(f.__name__ for f in self.allowed) or "nothing"
-        return (
-            f", but it uses {', '.join(used)}: no marks for that, {POLICY}{names}"
-            if used
-            else ""
-        )
+        return f", but it uses {used}: no marks for that, {POLICY}{names}" if used else ""
 
 
 def _say(text: str) -> None:

@@ -1,7 +1,8 @@
 """Marks for students' notebooks: 1 for an exercise that is right, 0 for one that is not.
 
-Each answer runs in a process of its own (`worker.py`), which gets its function's code,
-with what that uses of the cells above it (`answers.py`), and the arguments of fresh cases.
+Each answer runs in a process of its own (`process.py`, `worker.py`), which gets its
+function's code, with what that uses of the cells above it (`answers.py`), and the
+arguments of fresh cases.
 The right answers and their comparison stay here, and what comes back is data, never code:
 a notebook that patches a comparison, returns a tensor that is equal to everything, or
 knows the notebook's own cases by heart gets nothing for it. The policy on the package's
@@ -10,27 +11,18 @@ functions stands in `worker.POLICY`: those of `Exercise.allowed` work, all other
 This is no sandbox: students' code runs with the rights of whoever grades it.
 """
 
-import contextlib
 import json
 import os
 import re
 import secrets
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from inspect import getsourcefile
 from pathlib import Path
 
-from . import worker
-from .answers import Answer, answer, needed, parsed, read
+from .answers import Answer, answer, read
 from .exercises import Exercise, ExerciseError, NotFilledIn
+from .process import Stopped, outcomes_of
 
-START_SECONDS = 300  # imports on a cold disk; an exercise's own limit begins after it
-LONGEST_REPLY = 2**27  # bytes
 LONGEST_MESSAGE = 600  # characters
 RIGHT, WRONG, OPEN = "right", "wrong", "not filled in"
 
@@ -47,10 +39,6 @@ class Mark:
     def points(self) -> int:
         """1 or 0."""
         return int(self.state == RIGHT)
-
-
-class Stopped(Exception):
-    """A student's process gave no outcomes; the message says why."""
 
 
 def grade(
@@ -81,6 +69,69 @@ def grade(
         _mark(exercise, answer(name, notebook.code), path.parent, seconds, seed)
         for name, exercise in exercises.items()
     ]
+
+
+def table(
+    path: Path,
+    slug: str | None = None,
+    seconds: float = 20,
+    seed: int | None = None,
+    out: Path | None = None,
+) -> bool:
+    """Print the marks of a notebook, or of all in a folder, and write them as JSON.
+
+    Returns:
+        Whether every exercise of every notebook is right.
+    Raises:
+        ValueError: no notebook in the folder, seconds or seed out of range, or a single
+            notebook that `grade` refuses. Any fault of one of several is that one's.
+    """
+    if seconds <= 0:
+        raise ValueError(f"--seconds must be above 0, got {seconds:g}")
+    if seed is not None and seed < 0:
+        raise ValueError(f"--seed must be 0 or more, got {seed}")
+    if out and not out.absolute().parent.is_dir():
+        raise ValueError(f"--json {out}: no such folder; make it first")
+    if path.is_dir() and not notebooks_in(path):
+        raise ValueError(f"{path}: no notebooks in this folder")
+    seed = fresh_seed() if seed is None else seed
+    marks = {}
+    if not path.is_dir():
+        marks[str(path)] = given = grade(path, slug, seconds, seed)
+        print(*(f"{m.points}  {m.message}" for m in given), _total(given), sep="\n")
+    else:
+        for book in notebooks_in(path):
+            name = str(book.relative_to(path))
+            marks[name] = _row(name, book, slug, seconds, seed)
+    print(f"cases of seed {seed}; the same marks again with --seed {seed}")
+    if out:
+        print(f"written to {write(marks, out, seed)}")
+    return all(not isinstance(given, str) and all(m.points for m in given)
+               for given in marks.values())
+
+
+def _row(
+    name: str, path: Path, slug: str | None, seconds: float, seed: int
+) -> list[Mark] | str:
+    """One notebook's line of a folder's table, with an explanation a mark that is lost."""
+    try:
+        given = grade(path, slug, seconds, seed)
+    except ImportError:  # something is missing here
+        raise
+    except Exception as error:
+        said = clean(str(error) or type(error).__name__)
+        print(f"{name}: not graded: {said}", flush=True)
+        return said
+    row = ", ".join(f"{m.exercise} {m.state}" for m in given)
+    print(f"{name}: {_total(given)}  {row}")
+    for mark in given:
+        if not mark.points:
+            print(f"    {mark.message}", flush=True)
+    return given
+
+
+def _total(marks: list[Mark]) -> str:
+    return f"{sum(m.points for m in marks)}/{len(marks)}"
 
 
 def fresh_seed() -> int:
@@ -188,7 +239,7 @@ def _mark(
             raise Stopped(f"its cell is no Python: {found.problem}")
         cases = exercise.draw(seed)
         state, said = RIGHT, exercise.judge(
-            cases, _outcomes(exercise, found, cases, folder, seconds))
+            cases, outcomes_of(exercise, found, cases, folder, seconds))
     except NotFilledIn as stub:
         state, said = OPEN, str(stub)
     except ExerciseError as error:
@@ -196,95 +247,3 @@ def _mark(
     except Stopped as error:
         said = f"{exercise.name}: {error}"
     return Mark(exercise.name, state, clean(said))
-
-
-def _outcomes(
-    exercise: Exercise, found: Answer, cases: list, folder: Path, seconds: float
-) -> list[dict]:
-    """What the answer gives for each case. Raises Stopped."""
-    job = {
-        "name": exercise.name,
-        "statements": found.statements,
-        "cases": worker.pack(cases),
-        "allowed": {f.__name__: _source(f) for f in exercise.allowed},
-        "package": str(Path(__file__).parents[1]),
-    }
-    reply = _ask(json.dumps(job).encode(), folder, seconds)
-    try:
-        answered = json.loads(reply)
-        said = "; ".join(map(str, answered["said"]))
-        if answered.get("missing"):
-            raise Stopped(f"its cell stopped with {said}" if said else "no function")
-        outcomes = [_checked(outcome, said) for outcome in answered["outcomes"]]
-        assert len(outcomes) == len(cases)
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError,
-            RecursionError, RuntimeError, TypeError, ValueError):
-        raise Stopped("what it sent back cannot be read") from None
-    return outcomes
-
-
-def _checked(outcome: dict, said: str) -> dict:
-    """An outcome that `judge` can take; a name that is missing is explained."""
-    if "error" in outcome:
-        kind, text, line = map(str, outcome["error"])
-        if kind == "NameError":
-            text += " (what an answer uses must be defined in a cell above it"
-            text += f", and there {said})" if said else ")"
-        return {"error": (kind, text, line)}
-    worker.unpack(outcome["value"])
-    return {"value": outcome["value"], "after": outcome["after"]}
-
-
-def _source(function) -> list[str]:
-    """The statements that define a function of the package, for `worker`."""
-    text = Path(getsourcefile(function)).read_text("utf-8")
-    return needed(function.__name__, parsed(text))
-
-
-# Its process ---------------------------------------------------------------------------
-def _ask(job: bytes, folder: Path, seconds: float) -> bytes:
-    """The reply of a new process. Raises Stopped."""
-    command = [sys.executable, "-X", "utf8", "-P", worker.__file__]
-    with subprocess.Popen(
-        command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
-        try:
-            with _limit(process, START_SECONDS) as late:
-                ready = process.stdout.read(1)
-            if not ready:
-                why = f"was not up after {START_SECONDS} s" if late else "did not start"
-                raise Stopped(f"its process {why}")
-            with _limit(process, seconds) as late:
-                with contextlib.suppress(OSError):
-                    process.stdin.write(job)
-                    process.stdin.close()
-                reply = process.stdout.read(LONGEST_REPLY)
-        finally:
-            _kill(process)
-    if late:
-        raise Stopped(f"not done after {seconds:g} s: does a loop never end?")
-    if not reply or len(reply) == LONGEST_REPLY:
-        raise Stopped("it ended the whole process (exit, or out of memory?)")
-    return reply
-
-
-@contextlib.contextmanager
-def _limit(process: subprocess.Popen, seconds: float) -> Iterator[list]:
-    """Ends the process after some seconds; what is given is then no longer empty."""
-    late = []
-    timer = threading.Timer(seconds, lambda: (late.append(True), _kill(process)))
-    timer.start()
-    try:
-        yield late
-    finally:
-        timer.cancel()
-
-
-def _kill(process: subprocess.Popen) -> None:
-    """With all that it has started."""
-    with contextlib.suppress(OSError):
-        if os.name == "posix":
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()

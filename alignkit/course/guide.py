@@ -17,7 +17,7 @@ from alignkit.stats import VERDICTS
 
 from .card import refresh
 from .notebook import _save, read, student
-from .tour import NOTEBOOKS
+from .tour import NOTEBOOKS, published
 
 NAME = re.compile(r"(?:(\d-[a-z]+)/)?(\d\d-[a-z][a-z0-9-]*)")
 
@@ -121,9 +121,12 @@ def advice(folder: Path = Path(methods.__file__).parent) -> list[Advice]:
 
 
 def students(out: Path, folder: Path = NOTEBOOKS) -> list[Path]:
-    """Write every notebook's student version below `out`."""
+    """Write every notebook's student version below `out`.
+
+    Raises FileNotFoundError if the notebooks are not beside the package.
+    """
     return [student(path, out / path.relative_to(folder))
-            for path in sorted(folder.glob("*/*.ipynb"))]
+            for path in published(folder=folder)]
 
 
 # As text -----------------------------------------------------------------------------

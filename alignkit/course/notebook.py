@@ -14,7 +14,6 @@ A notebook is written as a percent script and built from it:
 """
 
 import ast
-import contextlib
 import hashlib
 import os
 import re
@@ -25,6 +24,8 @@ from typing import NamedTuple
 
 import nbformat
 from nbformat import NotebookNode, v4
+
+from .kernels import kernel_for
 
 TAGS = (
     "parameters",  # the one cell of literals that papermill may replace
@@ -148,6 +149,7 @@ def execute(
     Raises:
         ValueError: a parameter that the notebook does not have.
         papermill.PapermillExecutionError: a cell failed; nothing is written.
+        RuntimeError: the kernel died, or a cell took too long; names the path.
     """
     path, out = Path(path).resolve(), Path(out).resolve()
     known = parameter_names(read(path))
@@ -156,7 +158,7 @@ def execute(
         raise ValueError(f"{path.name} has no parameter {unknown}; it has {known}")
     import papermill
 
-    with _static():
+    with kernel_for(path):
         notebook = papermill.execute_notebook(
             path,
             None,
@@ -206,7 +208,7 @@ def run_cells(
         cells=[v4.new_code_cell(source) for *_, source in runs], metadata=METADATA
     )
     folder = {"metadata": {"path": str(Path(path).resolve().parent)}}
-    with _static():
+    with kernel_for(path):
         NotebookClient(
             notebook, timeout=timeout, allow_errors=True, resources=folder
         ).execute()
@@ -289,17 +291,3 @@ def _save(text: str, out: Path | str) -> Path:
     os.chmod(temporary, 0o644)  # mkstemp's file is private
     os.replace(temporary, out)
     return out
-
-
-@contextlib.contextmanager
-def _static():
-    """Kernels started inside draw widgets as still figures."""
-    before = os.environ.get("ALIGNKIT_STATIC")
-    os.environ["ALIGNKIT_STATIC"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["ALIGNKIT_STATIC"]
-        else:
-            os.environ["ALIGNKIT_STATIC"] = before

@@ -9,15 +9,15 @@ from alignkit.course.notebook import execute
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
-def published(pattern: str = "*/*.ipynb") -> list[Path]:
+def published(pattern: str = "*/*.ipynb", folder: Path = NOTEBOOKS) -> list[Path]:
     """The course's notebooks, in order.
 
     Raises FileNotFoundError if they are not beside the package.
     """
-    found = sorted(NOTEBOOKS.glob(pattern))
+    found = sorted(folder.glob(pattern))
     if not found:
         raise FileNotFoundError(
-            f"no notebooks in {NOTEBOOKS}: they stand in the repository; clone it and "
+            f"no notebooks in {folder}: they stand in the repository; clone it and "
             'install with pip install -e ".[course]" -c constraints.txt')
     return found
 
