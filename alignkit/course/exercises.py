@@ -127,14 +127,12 @@ class Exercise:
         for mistake in self.mistakes.values():
             wrong = [mistake.function(*case) for case in cases]
             if all(map(_agree, found, wrong)):
-                raise ExerciseError(
-                    f"{self.name}: it looks as if you {mistake.explanation}"
-                )
+                said = f"it looks as if you {mistake.explanation}"
+                raise ExerciseError(f"{self.name}: {said}")
         first = next(i for i, x in enumerate(found) if not _agree(x, right[i]))
+        said = _difference(found[first], right[first])
         raise ExerciseError(
-            f"{self.name}: {_difference(found[first], right[first])}, "
-            f"for the arguments {_describe(cases[first])}"
-        )
+            f"{self.name}: {said}, for the arguments {_describe(cases[first])}")
 
     def draw(self, seed: int = SEEN) -> list[tuple]:
         """The cases of a seed."""
@@ -191,9 +189,8 @@ def _package_functions(
     for module in things:
         if isinstance(module, types.ModuleType) and module.__name__[:8] == "alignkit":
             things += [getattr(module, name) for name in names if hasattr(module, name)]
-    return set().union(
-        *(_package_functions(x, allowed, (*seen, value)) for x in things if callable(x))
-    )
+    used = [_package_functions(x, allowed, (*seen, value)) for x in things if callable(x)]
+    return set().union(*used)
 
 
 def _names(code: types.CodeType) -> set[str]:
@@ -278,10 +275,8 @@ def _named(value: object) -> str:
 
 
 def _describe(case: tuple) -> str:
-    parts = [
-        f"tensor {list(x.shape)}" if isinstance(x, torch.Tensor) else repr(x)
-        for x in case
-    ]
+    parts = (f"tensor {list(x.shape)}" if isinstance(x, torch.Tensor) else repr(x)
+             for x in case)
     return f"({', '.join(parts)})"
 
 
