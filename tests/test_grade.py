@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from nbformat import v4, write
 
 from alignkit.cli import main
@@ -514,6 +516,44 @@ def test_no_cell_stops_the_others(source):
     code = [SETUP, source, COSINE, source]
     assert answer("cosine", code).statements[-1].startswith("def cosine(images")
     answer("cosine", [source])  # nothing uncaught
+
+
+PIECES = st.sampled_from([
+    "def cosine(a, b):\n    return rows(a)", "cosine", "=", "x", "(", ")", "[", "]", "'''", "'",
+    "\\", "\n", "\n    ", "\t", "%%time\n", "%%bash\n", "!ls", "?", "%", "lambda x: y", ":",
+    "import torch as x", "from x import *", "for x in y:\n    ", "x[0].a = 1", "#", "\0",
+    "class X:\n    ", "await ", "return ", "global x", "\ud800", "\u2028", "é", "1e", "@",
+    "rows = 1\n", "x.append(cosine)\n", "match x:\n  case [1]:\n    ", "f'{x}'", ">>> "])
+SOURCES = st.lists(PIECES, max_size=8).map("".join) | st.text(max_size=20)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(SOURCES, max_size=4), st.lists(SOURCES, max_size=2))
+def test_whatever_cells_hold_nothing_is_uncaught(above, below):
+    answer("cosine", [*above, COSINE, *below])
+    found = answer("gap", [*above, COSINE.replace("cosine", "gap")])
+    assert found.statements and "def gap" in "".join(found.statements)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | SOURCES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+        ["cells", "cell_type", "source", "metadata", "tags", "outputs", "worksheets",
+         "nbformat"]), inner, max_size=4), max_leaves=12)
+
+
+@settings(max_examples=100, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(JSON | st.fixed_dictionaries({"cells": st.lists(JSON, max_size=4)}),
+       st.integers(0, 400))
+def test_whatever_a_file_holds_it_is_read_or_refused_by_name(tmp_path, content, cut):
+    path = tmp_path / "x.ipynb"
+    for data in (json.dumps(content), json.dumps(content)[:cut]):
+        path.write_text(data)
+        try:
+            assert all(isinstance(source, str) for source in read_answers(path).code)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: not a notebook (")
 
 
 @pytest.mark.parametrize(
