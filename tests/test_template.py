@@ -26,7 +26,6 @@ OLD = {
     "1-objectives/01-cwcl.ipynb",
     "1-objectives/02-tcl.ipynb",
     "1-objectives/03-filip.ipynb",
-    "1-objectives/04-fdt.ipynb",
     "1-objectives/05-geodesic-mixup.ipynb",
     "1-objectives/06-gram.ipynb",
     "1-objectives/07-gssf.ipynb",

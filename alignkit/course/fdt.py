@@ -1,150 +1,11 @@
-"""Exercises of the notebook on FDT: sparsemax, grounding, and shared codes."""
+"""Exercises of the notebook on FDT: shared codes, padding, the choice of T."""
 
 import torch
 
 from .exercises import Exercise, Mistake, random_rows, random_size
 
 
-# Exercise 1: sparsemax ----------------------------------------------------------------
-def _sparse_weights(scores):
-    """[n, C] -> the nearest point of the simplex, row by row."""
-    ordered = scores.sort(dim=1, descending=True).values
-    total = ordered.cumsum(1)
-    k = torch.arange(1, scores.shape[1] + 1)
-    kept = (1 + k * ordered > total).sum(1, keepdim=True)
-    threshold = (total.gather(1, kept - 1) - 1) / kept
-    return (scores - threshold).clamp(min=0)
-
-
-def _whole_batch(scores):
-    return _sparse_weights(scores.flatten()[None]).view_as(scores)
-
-
-def _cut_at_mean(scores):
-    w = (scores - scores.mean(1, keepdim=True)).clamp(min=0)
-    return w / w.sum(1, keepdim=True)
-
-
-def _no_minus_one(scores):
-    ordered = scores.sort(dim=1, descending=True).values
-    total = ordered.cumsum(1)
-    k = torch.arange(1, scores.shape[1] + 1)
-    kept = (1 + k * ordered > total).sum(1, keepdim=True)
-    return (scores - total.gather(1, kept - 1) / kept).clamp(min=0)
-
-
-def _one_too_far(scores):
-    ordered = scores.sort(dim=1, descending=True).values
-    total = ordered.cumsum(1)
-    k = torch.arange(1, scores.shape[1] + 1)
-    kept = (1 + k * ordered > total).sum(1, keepdim=True)
-    place = kept.clamp(max=scores.shape[1] - 1)
-    return (scores - (total.gather(1, place) - 1) / kept).clamp(min=0)
-
-
-def _scores_case(generator):
-    n, c = random_size(generator, 3, 7), random_size(generator, 4, 10)
-    return (0.7 * random_rows(generator, n, c),)
-
-
-sparse_weights = Exercise(
-    name="sparse_weights",
-    task="sort, find k, threshold = (sum of k largest − 1) / k, max(x − threshold, 0)",
-    reference=_sparse_weights,
-    cases=_scores_case,
-    mistakes={
-        "softmax": Mistake(
-            lambda scores: scores.softmax(1),
-            "take the softmax. Its weights are never zero: every row would use every "
-            "code.",
-        ),
-        "one simplex for all": Mistake(
-            _whole_batch,
-            "treat the batch as one long row. Then all rows together get the weight "
-            "one: sort and sum along the last dimension.",
-        ),
-        "cut and divided": Mistake(
-            _cut_at_mean,
-            "cut below the mean and divide by the sum. That sums to one, but it is "
-            "not the nearest point of the simplex.",
-        ),
-        "no minus one": Mistake(
-            _no_minus_one,
-            "forget the − 1 in the threshold. Then the kept entries are cut at their "
-            "own mean, and their weights do not sum to one.",
-        ),
-        "one place too far": Mistake(
-            _one_too_far,
-            "take the sum of one entry too many. Places count from 0: the sum of the "
-            "k largest stands at place k − 1.",
-        ),
-    },
-)
-
-
-# Exercise 2: grounding ----------------------------------------------------------------
-def _ground(queries, codebook, real):
-    """[n, t, d], [C, d], mask [n, t] -> [n, C], the best real token of each code."""
-    scores = queries @ codebook.T / codebook.shape[1] ** 0.5
-    return scores.masked_fill(~real[:, :, None], -torch.inf).amax(1)
-
-
-def _zero_wins(queries, codebook, real):
-    scores = queries @ codebook.T / codebook.shape[1] ** 0.5
-    return (scores * real[:, :, None]).amax(1)
-
-
-def _mean_for_max(queries, codebook, real):
-    scores = queries @ codebook.T / codebook.shape[1] ** 0.5
-    return (scores * real[:, :, None]).sum(1) / real.sum(1, keepdim=True)
-
-
-def _ground_case(generator):
-    n, t = random_size(generator, 3, 6), random_size(generator, 3, 6)
-    d, c = random_size(generator, 3, 6), random_size(generator, 4, 9)
-    queries = random_rows(generator, n * t, d).view(n, t, d)
-    real = torch.arange(t) < torch.randint(1, t, (n, 1), generator=generator)
-    return queries, random_rows(generator, c, d), real
-
-
-ground = Exercise(
-    name="ground",
-    task="q · z / √d for tokens and codes, padding to −∞, maximum over tokens: [n, C]",
-    reference=_ground,
-    cases=_ground_case,
-    mistakes={
-        "no mask": Mistake(
-            lambda queries, codebook, real: _ground(
-                queries, codebook, torch.ones_like(real)),
-            "let padded places take part in the maximum. They stand for nothing, yet "
-            "they can win.",
-        ),
-        "padding is zero": Mistake(
-            _zero_wins,
-            "give padded places the score zero. That is the authors' rule: it lifts "
-            "every negative score to zero. The clean rule is −∞.",
-        ),
-        "mean for max": Mistake(
-            _mean_for_max,
-            "take the mean over tokens. A thing that covers few patches would be "
-            "averaged away: take the maximum.",
-        ),
-        "no root of d": Mistake(
-            lambda queries, codebook, real: _ground(queries, codebook, real)
-            * codebook.shape[1] ** 0.5,
-            "forget to divide by √d. The temperature was tuned with it.",
-        ),
-        "codes made unit": Mistake(
-            lambda queries, codebook, real: _ground(
-                queries, torch.nn.functional.normalize(codebook, dim=1), real),
-            "make the codes unit. Their lengths are learned, and the temperature was "
-            "tuned for them: use them as they are.",
-        ),
-    },
-)
-
-
-# Exercise 3: shared codes -------------------------------------------------------------
+# Exercise 1, build: shared codes ------------------------------------------------------
 def _members(scores, k):
     return torch.zeros_like(scores).scatter(1, scores.topk(k).indices, 1.0)
 
@@ -184,6 +45,133 @@ overlap_of = Exercise(
         "every pair": Mistake(
             lambda a, b, k: (c := _members(a, k) @ _members(b, k).T) / (2 * k - c),
             "compare every row with every other one. Row i of a goes with row i of b.",
+        ),
+    },
+)
+
+
+# Exercise 2, transfer: padding that wins ----------------------------------------------
+def _ground(queries, codebook, real):
+    """[n, t, d], [C, d], mask [n, t] -> [n, C], the best real token of each code."""
+    scores = queries @ codebook.T / codebook.shape[1] ** 0.5
+    return scores.masked_fill(~real[:, :, None], -torch.inf).amax(1)
+
+
+def _zero_wins(queries, codebook, real):
+    scores = queries @ codebook.T / codebook.shape[1] ** 0.5
+    return (scores * real[:, :, None]).amax(1)
+
+
+def _mean_for_max(queries, codebook, real):
+    scores = queries @ codebook.T / codebook.shape[1] ** 0.5
+    return (scores * real[:, :, None]).sum(1) / real.sum(1, keepdim=True)
+
+
+def _ground_case(generator):
+    n, t = random_size(generator, 3, 6), random_size(generator, 3, 6)
+    d, c = random_size(generator, 3, 6), random_size(generator, 4, 9)
+    queries = random_rows(generator, n * t, d).view(n, t, d)
+    real = torch.arange(t) < torch.randint(1, t, (n, 1), generator=generator)
+    return queries, random_rows(generator, c, d), real
+
+
+ground = Exercise(
+    name="ground",
+    task="q · z / √d, maximum over real tokens; padding must change nothing: [n, C]",
+    reference=_ground,
+    cases=_ground_case,
+    mistakes={
+        "no mask": Mistake(
+            lambda queries, codebook, real: _ground(
+                queries, codebook, torch.ones_like(real)),
+            "let padded places take part in the maximum. They stand for nothing, yet "
+            "they can win.",
+        ),
+        "padding is zero": Mistake(
+            _zero_wins,
+            "give padded places the score zero. That is the authors' rule: it lifts "
+            "every negative score to zero. The clean rule is −∞.",
+        ),
+        "mean for max": Mistake(
+            _mean_for_max,
+            "take the mean over tokens. A thing that covers few patches would be "
+            "averaged away: take the maximum.",
+        ),
+        "no root of d": Mistake(
+            lambda queries, codebook, real: _ground(queries, codebook, real)
+            * codebook.shape[1] ** 0.5,
+            "forget to divide by √d. The temperature was tuned with it.",
+        ),
+        "codes made unit": Mistake(
+            lambda queries, codebook, real: _ground(
+                queries, torch.nn.functional.normalize(codebook, dim=1), real),
+            "make the codes unit. Their lengths are learned, and the temperature was "
+            "tuned for them: use them as they are.",
+        ),
+    },
+)
+
+
+# Exercise 3, judge: which temperature -------------------------------------------------
+def _ends(best, m, low=True, high=True):
+    """[arms] -> the place, or -1 at an end of the list of m."""
+    edge = (best == 0) & low | (best == m - 1) & high
+    return best.masked_fill(edge, -1).float()
+
+
+def _chosen(hits):
+    """[arms, seeds, m] -> the place of the best mean, -1 at an end, [arms]."""
+    return _ends(hits.mean(1).argmax(1), hits.shape[2])
+
+
+def _table(generator):
+    """Many arms; their best mean stands at one end, inside, or at the other end, and one
+    seed of each was lucky somewhere else."""
+    arms, seeds = random_size(generator, 9, 14), random_size(generator, 3, 5)
+    m = random_size(generator, 4, 7)
+    hits = 0.1 * torch.rand(arms, seeds, m, generator=generator)
+    best = torch.tensor([0, 1, m - 2, m - 1] * 4)[:arms]
+    hits[torch.arange(arms), :, best] += 0.4
+    hits[torch.arange(arms), arms % seeds, (best + 2) % m] += 0.6
+    return (hits,)
+
+
+chosen = Exercise(
+    name="chosen",
+    task="for each arm the place of its best mean over the seeds, -1 at either end",
+    reference=_chosen,
+    cases=_table,
+    mistakes={
+        "ends allowed": Mistake(
+            lambda hits: _ends(hits.mean(1).argmax(1), hits.shape[2], False, False),
+            "accept a best value at an end of the list. What lies beyond it was not tried: "
+            "give -1.",
+        ),
+        "upper end alone": Mistake(
+            lambda hits: _ends(hits.mean(1).argmax(1), hits.shape[2], low=False),
+            "look at the upper end only. The first place is an end, too.",
+        ),
+        "lower end alone": Mistake(
+            lambda hits: _ends(hits.mean(1).argmax(1), hits.shape[2], high=False),
+            "look at the lower end only. The last place is an end, too.",
+        ),
+        "luckiest seed": Mistake(
+            lambda hits: _ends(hits.amax(1).argmax(1), hits.shape[2]),
+            "let the luckiest seed decide. The mean over the tuning seeds does.",
+        ),
+        "first seed": Mistake(
+            lambda hits: _ends(hits[:, 0].argmax(1), hits.shape[2]),
+            "look at the first seed only. One split decides verdicts by its luck: take the "
+            "mean over the tuning seeds.",
+        ),
+        "one for all arms": Mistake(
+            lambda hits: _ends(
+                hits.mean((0, 1)).argmax().expand(len(hits)), hits.shape[2]),
+            "choose one temperature for all arms. Each arm has its own.",
+        ),
+        "arms and seeds exchanged": Mistake(
+            lambda hits: _ends(hits.mean(0).argmax(1), hits.shape[2]),
+            "average over the arms. The seeds stand in the second dimension.",
         ),
     },
 )
