@@ -315,18 +315,17 @@ def test_words_are_filled_in_from_the_picture_that_is_given():
 
 # The exercises teach what the package computes ----------------------------------------
 @pytest.mark.parametrize("exercise, function", [
-    (exercises.targets, lambda y: F.normalize(positives_of(y).float(), p=1, dim=1)),
-    (exercises.match, lambda logits, q: _one_way(logits, q)),
-    (exercises.hide, lambda *given: _hidden(*given))],
+    (exercises.hide, lambda *given: _hidden(*given)),
+    (exercises.partly_known, lambda y: F.normalize(positives_of(_alone(y)).float(), p=1,
+                                                   dim=1))],
     ids=lambda x: getattr(x, "name", ""))
 def test_the_package_passes_the_exercise(exercise, function):
     assert exercise.grade(function).startswith(exercise.name)
 
 
-def _one_way(logits, q):
-    """Half of the package's loss where both sides are equal, from the logits."""
-    log_p = logits.log_softmax(1)
-    return (log_p.exp() * (log_p - (q + 1e-8).log())).sum(1).mean()
+def _alone(identity):
+    """Each unknown identity, -1, becomes one of its own."""
+    return torch.where(identity < 0, 1000 + torch.arange(len(identity)), identity)
 
 
 def _hidden(ids, draw, share):

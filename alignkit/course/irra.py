@@ -1,125 +1,15 @@
-"""Exercises of the notebook on IRRA: the targets, the divergence, the masking."""
+"""Exercises of the notebook on IRRA: hidden words, identities known in part, and which
+comparison may be read as the effect of one part."""
 
 import torch
 
 from .exercises import Exercise, Mistake, random_size
 
-EPS = 1e-8
 MASK, SPECIAL = 4, 5  # the id of [MASK]; ids below SPECIAL are no words
+UNKNOWN = -1  # the identity of a row of which none is known
 
 
-# Exercise 1: the targets ------------------------------------------------------------
-def _targets(identity):
-    """[n] -> [n, n], each row shared by the rows of its identity."""
-    same = (identity[:, None] == identity[None]).float()
-    return same / same.sum(1, keepdim=True)
-
-
-def _identities(generator):
-    n = random_size(generator, 5, 10)
-    return (torch.randint(3, (n,), generator=generator) * 7,)
-
-
-def _over_columns(identity):
-    # What the other axis gives where counts differ; the matrix itself is symmetric.
-    same = (identity[:, None] == identity[None]).float()
-    return same / same.sum()
-
-
-targets = Exercise(
-    name="targets",
-    task="q [n, n]: 1 where two rows share an identity, every row divided by its sum",
-    reference=_targets,
-    cases=_identities,
-    mistakes={
-        "not divided": Mistake(
-            lambda identity: (identity[:, None] == identity[None]).float(),
-            "leave the rows as they are. A distribution sums to one: divide each row "
-            "by the number of its right answers.",
-        ),
-        "divided by all": Mistake(
-            _over_columns,
-            "divide by the sum of the whole matrix. Each row is a distribution.",
-        ),
-        "the diagonal": Mistake(
-            lambda identity: torch.eye(len(identity)),
-            "give every row one right answer. Rows of the same identity are right "
-            "answers too.",
-        ),
-        "softmax": Mistake(
-            lambda identity: (identity[:, None] == identity[None]).float().softmax(1),
-            "take a softmax of zeros and ones. It leaves mass on wrong rows: divide "
-            "by the sum.",
-        ),
-    },
-)
-
-
-# Exercise 2: one direction of the loss ----------------------------------------------
-def _match(logits, q, eps=EPS):
-    """mean over rows of Σ p (log p − log(q + eps))"""
-    log_p = logits.log_softmax(1)
-    return (log_p.exp() * (log_p - (q + eps).log())).sum(1).mean()
-
-
-def _forward(logits, q):
-    log_p = logits.log_softmax(1)
-    return (q * ((q + EPS).log() - log_p)).sum(1).mean()
-
-
-def _logits_case(generator):
-    (identity,) = _identities(generator)
-    n = len(identity)
-    return 3 * torch.randn(n, n, generator=generator), _targets(identity)
-
-
-match = Exercise(
-    name="match",
-    task="mean over rows of Σ_j p (log p − log(q + ε)), p = softmax of the logits, "
-         "ε = 10⁻⁸",
-    reference=_match,
-    cases=_logits_case,
-    mistakes={
-        "the other divergence": Mistake(
-            _forward,
-            "put the target first. That is cross entropy but for a constant; here the "
-            "prediction p weighs the logarithms.",
-        ),
-        "cross entropy": Mistake(
-            lambda logits, q: -(q * logits.log_softmax(1)).sum(1).mean(),
-            "take the cross entropy. Here p stands in front, and its entropy counts.",
-        ),
-        "no entropy": Mistake(
-            lambda logits, q: -(logits.softmax(1) * (q + EPS).log()).sum(1).mean(),
-            "leave out Σ p log p. Without it nothing keeps right answers apart from "
-            "one that takes all.",
-        ),
-        "no ε": Mistake(
-            lambda logits, q: _match(logits, q, 0.0),
-            "leave ε out. Most targets are 0, and the logarithm of 0 is −∞: "
-            "log(q + 1e-8).",
-        ),
-        **{
-            f"ε = {eps:g}": Mistake(
-                lambda logits, q, eps=eps: _match(logits, q, eps),
-                f"add {eps:g} to the target. It decides how much a wrong row costs: "
-                "here it is 1e-8.",
-            )
-            for eps in (1e-12, 1e-10, 1e-7, 1e-6, 1e-5)
-        },
-        "mean of all": Mistake(
-            lambda logits, q: _match(logits, q) / len(logits),
-            "take the mean over rows and columns. Sum over a row, then take the mean.",
-        ),
-        "columns": Mistake(
-            lambda logits, q: _match(logits.T, q.T),
-            "normalise over columns. One row is one query: softmax over dim 1.",
-        ),
-    },
-)
-
-
-# Exercise 3: masking ----------------------------------------------------------------
+# Exercise 1: masking ----------------------------------------------------------------
 def _hide(ids, draw, share):
     """[MASK] where draw < share and the piece is a word; a new tensor."""
     return torch.where((draw < share) & (ids >= SPECIAL), MASK, ids)
@@ -151,6 +41,131 @@ hide = Exercise(
             lambda ids, draw, share: torch.where((draw < share) & (ids >= SPECIAL), 0,
                                                  ids),
             "write 0, which is padding. [MASK] has the id 4.",
+        ),
+    },
+)
+
+
+# Exercise 2: targets where some rows have no identity --------------------------------
+def _partly_known(identity):
+    """[n] -> [n, n], float32: rows of one known identity share; others stand alone."""
+    same = identity[:, None] == identity
+    same = same & (identity != UNKNOWN) | torch.eye(len(identity), dtype=torch.bool)
+    return same / same.sum(1, keepdim=True)
+
+
+def _all_alike(identity):
+    same = (identity[:, None] == identity).float()
+    return same / same.sum(1, keepdim=True)
+
+
+def _unknown_have_none(identity):
+    same = (identity[:, None] == identity) & (identity != UNKNOWN)
+    return same / same.sum(1, keepdim=True).clamp(min=1)
+
+
+def _counted(identity):
+    same = identity[:, None] == identity
+    return (same & (identity != UNKNOWN) | torch.eye(len(identity), dtype=torch.bool))
+
+
+def _identities(generator):
+    n = random_size(generator, 6, 12)
+    identity = torch.randint(3, (n,), generator=generator) * 7
+    unknown = torch.randperm(n, generator=generator)[:3]
+    return (identity.index_fill(0, unknown, UNKNOWN),)
+
+
+partly_known = Exercise(
+    name="partly_known",
+    task="q [n, n], float32, rows sum to one; a row with identity −1 has itself alone",
+    reference=_partly_known,
+    cases=_identities,
+    mistakes={
+        "all unknown alike": Mistake(
+            _all_alike,
+            "take −1 for an identity: all rows of which nothing is known became right "
+            "answers to each other.",
+        ),
+        "unknown without an answer": Mistake(
+            _unknown_have_none,
+            "leave rows without an identity with no right answer at all. Their own "
+            "partner, on the diagonal, is right.",
+        ),
+        "not divided": Mistake(
+            lambda identity: _counted(identity).float(),
+            "leave the rows as they are. A distribution sums to one: divide each row "
+            "by the number of its right answers.",
+        ),
+        "a table of truths": Mistake(
+            _counted,
+            "return True and False. A distribution needs floats that sum to one a row.",
+        ),
+        "whole numbers": Mistake(
+            lambda identity: _counted(identity).long(),
+            "return whole numbers. A distribution needs floats that sum to one a row.",
+        ),
+        "one right answer": Mistake(
+            lambda identity: torch.eye(len(identity)),
+            "give every row one right answer. Rows of one known identity are right "
+            "answers to each other.",
+        ),
+    },
+)
+
+
+# Exercise 3: which comparisons isolate a part -----------------------------------------
+def _isolates(parts, k):
+    """[m, p] of 0 and 1, a part -> [m, m], float32."""
+    differ = parts[:, None, :] != parts[None, :, :]
+    return (differ[:, :, k] & (differ.sum(2) == 1)).float()
+
+
+def _whole_gain(parts, k):
+    return (parts[:, None, k] != parts[None, :, k]).float()
+
+
+def _one_difference(parts, k):
+    return ((parts[:, None, :] != parts[None, :, :]).sum(2) == 1).float()
+
+
+def _one_sided(parts, k):
+    return _isolates(parts, k) * (parts[:, None, k] > parts[None, :, k])
+
+
+def _arms(generator):
+    m = random_size(generator, 4, 8)
+    parts = torch.randint(2, (m, 3), generator=generator)
+    k = random_size(generator, 0, 3)
+    # Two arms that differ in part k alone, two in another alone, two in all.
+    parts[1], parts[2], parts[3] = parts[0], parts[0], 1 - parts[0]
+    parts[1, k], parts[2, k - 1] = 1 - parts[0, k], 1 - parts[0, k - 1]
+    return parts, k
+
+
+isolates = Exercise(
+    name="isolates",
+    task="1 where two arms differ in part k and in no other, else 0: float32 [m, m]",
+    reference=_isolates,
+    cases=_arms,
+    mistakes={
+        "any difference in k": Mistake(
+            _whole_gain,
+            "accept arms that differ in other parts too. Their difference may be the "
+            "work of any of them: that is how SDM would get what the identities did.",
+        ),
+        "one difference, any": Mistake(
+            _one_difference,
+            "accept any two arms that differ in a single part. It must be part k.",
+        ),
+        "one side": Mistake(
+            _one_sided,
+            "fill one side alone. If i against j isolates the part, so does j against "
+            "i: the table is symmetric.",
+        ),
+        "a table of truths": Mistake(
+            lambda parts, k: _isolates(parts, k).bool(),
+            "return True and False. The task asks for ones and zeros as float32.",
         ),
     },
 )
