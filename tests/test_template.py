@@ -25,7 +25,6 @@ OLD = {
     "0-start/03-large-batches.ipynb",
     "1-objectives/01-cwcl.ipynb",
     "1-objectives/02-tcl.ipynb",
-    "1-objectives/03-filip.ipynb",
     "1-objectives/05-geodesic-mixup.ipynb",
     "1-objectives/06-gram.ipynb",
     "1-objectives/07-gssf.ipynb",

@@ -1,4 +1,4 @@
-"""Exercises of the notebook on FILIP: the two scores and their loss."""
+"""Exercises of the notebook on FILIP: pointing, the loss of two scores, a lost mask."""
 
 import torch
 from torch.nn import functional as F
@@ -6,129 +6,68 @@ from torch.nn import functional as F
 from .exercises import Exercise, Mistake, random_rows, random_size
 
 
-def _products(patches: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """[n, a, d], [m, c, d] -> every patch against every word [n, m, a, c]."""
-    return torch.einsum("nad,mcd->nmac", patches, words)
+# Exercise 1, build: does a word point at its thing? -----------------------------------
+def _share(best, mask):
+    """Of the places [n], the share where the mask [n, p] is true."""
+    return mask.gather(1, best[:, None]).float().mean()
 
 
-def _case(generator):
-    n, m, d = (random_size(generator, low, low + 4) for low in (2, 3, 3))
-    a, c = random_size(generator, 3, 7), random_size(generator, 4, 8)
-    patches = F.normalize(random_rows(generator, n * a, d).view(n, a, d), dim=2)
-    words = F.normalize(random_rows(generator, m * c, d).view(m, c, d), dim=2)
-    real = torch.arange(c) < torch.randint(1, c, (m, 1), generator=generator)
-    return patches, words, real
+def _points(cosines, own, other):
+    """Share of best patches on the own plate minus share on the other one."""
+    best = cosines.argmax(1)
+    return _share(best, own) - _share(best, other)
 
 
-# Exercise 1: pictures ask -----------------------------------------------------------
-def _patches_ask(patches, words, real):
-    """Mean over patches of the best real word, [n, m]."""
-    products = _products(patches, words).masked_fill(~real[:, None], -torch.inf)
-    return products.amax(3).mean(2)
+def _mean_on(cosines, mask):
+    return ((cosines * mask).sum(1) / mask.sum(1)).mean()
 
 
-def _padding_wins(patches, words, real):
-    return _products(patches, words).amax(3).mean(2)
+def _plates(generator):
+    n, p = random_size(generator, 7, 14), random_size(generator, 9, 17)
+    label = torch.randint(3, (n, p), generator=generator)
+    label[:, 0], label[:, 1] = 1, 2  # neither plate is empty
+    cosines = torch.rand(n, p, generator=generator) * 2 - 1
+    return cosines + 0.3 * (label == 1), label == 1, label == 2
 
 
-def _zero_wins(patches, words, real):
-    return (_products(patches, words) * real[:, None]).amax(3).mean(2)
-
-
-def _mean_for_max(patches, words, real):
-    share = real / real.sum(1, keepdim=True)
-    return (_products(patches, words) * share[:, None]).sum(3).mean(2)
-
-
-def _one_pair_of_tokens(patches, words, real):
-    products = _products(patches, words).masked_fill(~real[:, None], -torch.inf)
-    return products.amax((2, 3))
-
-
-patches_ask = Exercise(
-    name="patches_ask",
-    task="for every patch its best real word (padding to −∞ first), mean over patches",
-    reference=_patches_ask,
-    cases=_case,
+points = Exercise(
+    name="points",
+    task="share of nouns whose best patch is on their own plate, minus on the other's",
+    reference=_points,
+    cases=_plates,
     mistakes={
-        "no mask": Mistake(
-            _padding_wins,
-            "let padded words take part in the maximum. They stand for nothing, yet "
-            "they can win: fill them with −∞ before the maximum.",
+        "own alone": Mistake(
+            lambda cosines, own, other: _share(cosines.argmax(1), own),
+            "leave out the other plate. A method that finds plates, and knows no words, "
+            "would then score well: subtract its share.",
         ),
-        "padding is zero": Mistake(
-            _zero_wins,
-            "set padded words to zero. Cosines can be negative, and then zero wins "
-            "the maximum: fill with −∞.",
+        "counted": Mistake(
+            lambda cosines, own, other: len(cosines) * _points(cosines, own, other),
+            "count the nouns. A share is the count divided by their number.",
         ),
-        "mean for max": Mistake(
-            _mean_for_max,
-            "take the mean over words. That is the product of two means, a score of "
-            "pooled features; each patch must choose its best word.",
+        "mean cosine": Mistake(
+            lambda cosines, own, other: _mean_on(cosines, own) - _mean_on(cosines, other),
+            "compare mean cosines on the two plates. The noun points at one patch, its "
+            "best: ask where that one lies.",
         ),
-        "one best pair": Mistake(
-            _one_pair_of_tokens,
-            "take the maximum over patches too. One good patch would then speak for "
-            "the whole picture: every patch chooses, then take the mean.",
+        "the farthest patch": Mistake(
+            lambda cosines, own, other: _points(-cosines, own, other),
+            "take the patch with the smallest cosine. The best one has the largest.",
+        ),
+        "turned round": Mistake(
+            lambda cosines, own, other: _points(cosines, other, own),
+            "subtract the own plate from the other one. Pointing right is positive.",
+        ),
+        "every patch asks": Mistake(
+            lambda cosines, own, other: (
+                _share(cosines.argmax(1), own | other)),
+            "count a patch on either plate as right. That is finding, not pointing.",
         ),
     },
 )
 
 
-# Exercise 2: texts ask --------------------------------------------------------------
-def _words_ask(patches, words, real):
-    """Mean over real words of the best patch, [n, m]."""
-    best = _products(patches, words).amax(2)
-    return (best * real).sum(2) / real.sum(1)
-
-
-def _all_words_counted(patches, words, real):
-    return _products(patches, words).amax(2).mean(2)
-
-
-def _padding_divides(patches, words, real):
-    return (_products(patches, words).amax(2) * real).mean(2)
-
-
-words_ask = Exercise(
-    name="words_ask",
-    task="for every real word its best patch, mean over the real words alone; [n, m]",
-    reference=_words_ask,
-    cases=_case,
-    mistakes={
-        "padding in the mean": Mistake(
-            _all_words_counted,
-            "count padded words in the mean. Leave them out after the maximum, or "
-            "short captions are judged by their padding.",
-        ),
-        "divided by the length": Mistake(
-            _padding_divides,
-            "divide by the padded length. Divide by the number of real words, or "
-            "short captions get small scores.",
-        ),
-        "−∞ in the mean": Mistake(
-            lambda patches, words, real: _products(patches, words)
-            .amax(2)
-            .masked_fill(~real, -torch.inf)
-            .mean(2),
-            "fill padded words with −∞ before a mean. −∞ is for a maximum; a mean leaves "
-            "them out by a factor 0, and divides by the number of real words.",
-        ),
-        "the other score": Mistake(
-            _patches_ask,
-            "let the patches ask again. The two scores differ: here every word "
-            "looks for its best patch.",
-        ),
-        "turned": Mistake(
-            lambda patches, words, real: _words_ask(patches, words, real).T,
-            "return texts as rows, [m, n]. Keep pictures as rows; the loss takes the "
-            "columns.",
-        ),
-    },
-)
-
-
-# Exercise 3: the loss ---------------------------------------------------------------
+# Exercise 2, transfer: one score for both ways ----------------------------------------
 def _both_ways(s_image, s_text, scale):
     """Rows of the first, columns of the second, halved."""
     right = torch.arange(len(s_image))
@@ -144,7 +83,7 @@ def _score_case(generator):
 
 both_ways = Exercise(
     name="both_ways",
-    task="½ [cross entropy of the rows of s_image + of the columns of s_text], scaled",
+    task="half the sum of two cross entropies, each from the score of those who ask",
     reference=_both_ways,
     cases=_score_case,
     mistakes={
@@ -170,6 +109,61 @@ both_ways = Exercise(
         "not halved": Mistake(
             lambda s_image, s_text, scale: 2 * _both_ways(s_image, s_text, scale),
             "add the two directions without the factor one half.",
+        ),
+    },
+)
+
+
+# Exercise 3, judge: which runs are broken? --------------------------------------------
+def _broken(usual, longer, tolerance):
+    """[m, n, n] twice -> [m], 1 where some score changes by more than the tolerance."""
+    return ((longer - usual).abs().amax((1, 2)) > tolerance).float()
+
+
+def _runs(generator):
+    """Sound models, and models of which one score rises or falls, a pair's own or a
+    stranger's, or all change."""
+    m, n = random_size(generator, 8, 14), random_size(generator, 4, 8)
+    usual = torch.rand(m, n, n, generator=generator) * 2 - 1
+    longer = usual + 1e-5 * torch.rand(m, n, n, generator=generator)
+    for model, kind in enumerate(torch.randint(5, (m,), generator=generator).tolist()):
+        i, j = random_size(generator, 0, n), random_size(generator, 1, n)
+        if kind == 3:
+            longer[model] -= 0.05
+        elif kind == 4:
+            longer[model, i, i] -= 0.05
+        elif kind:
+            longer[model, i, (i + j) % n] += 0.05 if kind == 1 else -0.05
+    return usual, longer, 0.01
+
+
+broken = Exercise(
+    name="broken",
+    task="for each model 1 if any score changes by more than the tolerance, else 0",
+    reference=_broken,
+    cases=_runs,
+    mistakes={
+        "turned round": Mistake(
+            lambda usual, longer, tolerance: 1 - _broken(usual, longer, tolerance),
+            "give 1 to the sound models. 1 is for those that are broken.",
+        ),
+        "rises only": Mistake(
+            lambda usual, longer, tolerance: (
+                (longer - usual).amax((1, 2)) > tolerance).float(),
+            "see only scores that rise. Padding may lower a mean as well: take the "
+            "absolute change.",
+        ),
+        "mean change": Mistake(
+            lambda usual, longer, tolerance: (
+                (longer - usual).abs().mean((1, 2)) > tolerance).float(),
+            "average the changes. One caption that is shorter than all others may be the "
+            "only one that shows it: take the largest change.",
+        ),
+        "own pairs only": Mistake(
+            lambda usual, longer, tolerance: (
+                (longer - usual).diagonal(dim1=1, dim2=2).abs().amax(1)
+                > tolerance).float(),
+            "look at the diagonal only. The scores of strangers count in every rank.",
         ),
     },
 )
