@@ -298,16 +298,25 @@ def test_every_arm_starts_alike_and_differs_as_it_should():
 
 
 # The exercises teach what the package computes -------------------------------------------
-def by_package(trained, frozen, temperature):
-    return sum(cwcl_losses(trained, frozen, 1 / temperature, similarity_weights(frozen)))
+def test_the_package_passes_the_control():
+    arm = claims.Smoothed(CwclSettings(), features())
+
+    def by_package(q):
+        weights = arm.weights(q, None)
+        return weights / weights.sum(1, keepdim=True)
+
+    exercises.control.grade(by_package)
 
 
-@pytest.mark.parametrize("exercise, function", [
-    (exercises.target, lambda q: (w := similarity_weights(q)) / w.sum(1, keepdim=True)),
-    (exercises.weighted_term, weighted_loss),
-    (exercises.cwcl_loss, by_package)], ids=lambda x: getattr(x, "name", ""))
-def test_the_package_passes_the_exercise(exercise, function):
-    assert exercise.grade(function).startswith(exercise.name)
+def test_the_power_asks_for_its_gap():
+    """Where the softmax equals the target, cosines differ by what was asked for."""
+    c, tau, gap = torch.tensor([0.3], dtype=torch.float64), 0.07, 0.4
+    weights = torch.cat([torch.ones(1).double(), (0.5 + 0.5 * c) ** exercises.power.reference(
+        c, tau, gap)])
+    cosines = (tau * weights.log()).requires_grad_()
+    loss = weighted_loss(cosines[None] / tau, weights[None])
+    assert torch.isclose(cosines[0] - cosines[1], torch.tensor(gap).double())
+    assert torch.autograd.grad(loss, cosines)[0].abs().max() < 1e-12
 
 
 def test_one_hot_and_cross_entropy_are_lit():

@@ -23,7 +23,6 @@ OLD = {
     "0-start/01-shared-space.ipynb",
     "0-start/02-contrastive-losses.ipynb",
     "0-start/03-large-batches.ipynb",
-    "1-objectives/01-cwcl.ipynb",
     "1-objectives/02-tcl.ipynb",
     "1-objectives/05-geodesic-mixup.ipynb",
     "1-objectives/06-gram.ipynb",
