@@ -327,11 +327,8 @@ def test_all_rankings_of_a_text_are_reported():
 
 # The exercises teach what the package computes -------------------------------------------
 @pytest.mark.parametrize("exercise, function", [
-    (exercises.volume, lambda t, v, a: gramian_volume([t, v, a])),
-    (exercises.volumes, lambda t, v, a: gramian_volumes(t, [v, a])),
-    (exercises.gram_loss, lambda volumes, temperature, smoothing: smoothed_loss(
-        -volumes / temperature, -volumes / temperature,
-        torch.eye(len(volumes), dtype=torch.bool), smoothing))],
+    (exercises.distances,
+     lambda t, v, a: gramian_volumes(t, [v, a]) / gramian_volume([v, a]))],
     ids=lambda x: getattr(x, "name", ""))
 def test_the_package_passes_the_exercise(exercise, function):
     assert exercise.grade(function).startswith(exercise.name)

@@ -25,7 +25,6 @@ OLD = {
     "0-start/03-large-batches.ipynb",
     "1-objectives/02-tcl.ipynb",
     "1-objectives/05-geodesic-mixup.ipynb",
-    "1-objectives/06-gram.ipynb",
     "1-objectives/07-gssf.ipynb",
     "1-objectives/09-cross-the-gap.ipynb",
     "1-objectives/10-ood-cma.ipynb",

@@ -1,200 +1,160 @@
-"""Exercises of the notebook on GRAM: a volume, all volumes of a batch, their loss."""
+"""Exercises of the notebook on GRAM: a volume of any number of vectors, a ranking that a
+short base does not win, and which figures may be subtracted."""
 
 import torch
-from torch.nn import functional as F
 
 from .exercises import Exercise, Mistake, random_size, unit_rows
 
 
-def _case(generator):
-    """In float64, some rows in a plane: rounding makes about half of these
-    determinants negative, and the volumes 0."""
-    n, d = random_size(generator, 6, 10), random_size(generator, 4, 9)
-    t, v, a = (unit_rows(generator, n, d).double() for _ in range(3))
-    t, v, a = (F.normalize(rows, dim=1) for rows in (t, v, a))
-    v[:2], a[2:4] = t[:2], t[2:4]
-    return t, v, a
+# Exercise 1: the volume of k vectors from their products -----------------------------
+def _volume(products):
+    """√det, 0 where rounding leaves a determinant below zero; [n]."""
+    return torch.linalg.det(products).clamp(min=0).sqrt()
 
 
-# Exercise 1: the volume of a row ----------------------------------------------------
-def _products(t, v, a):
-    return (t * v).sum(1), (t * a).sum(1), (v * a).sum(1)
-
-
-def _volume(t, v, a):
-    """√(1 + 2 tv ta va − tv² − ta² − va²), [n]."""
-    tv, ta, va = _products(t, v, a)
-    return (1 + 2 * tv * ta * va - tv**2 - ta**2 - va**2).clamp(min=0).sqrt()
-
-
-def _squared(t, v, a):
-    return _volume(t, v, a) ** 2
-
-
-def _no_clamp(t, v, a):
-    tv, ta, va = _products(t, v, a)
-    return (1 + 2 * tv * ta * va - tv**2 - ta**2 - va**2).sqrt()
-
-
-def _no_triple(t, v, a):
-    tv, ta, va = _products(t, v, a)
-    return (1 - tv**2 - ta**2 - va**2).clamp(min=0).sqrt()
-
-
-def _triple_once(t, v, a):
-    tv, ta, va = _products(t, v, a)
-    return (1 + tv * ta * va - tv**2 - ta**2 - va**2).clamp(min=0).sqrt()
-
-
-def _anchored_only(t, v, a):
-    tv, ta, _ = _products(t, v, a)
-    return (1 - tv**2 - ta**2).clamp(min=0).sqrt()
+def _products(generator):
+    n, k = random_size(generator, 4, 8), random_size(generator, 2, 5)
+    rows = torch.stack([unit_rows(generator, n, 6) for _ in range(k)], 1)
+    products = rows @ rows.mT
+    # Equal vectors, as half precision would round their products: a determinant just
+    # below zero.
+    products[-1] = torch.eye(k)
+    products[-1, 0, 1] = products[-1, 1, 0] = 1.001
+    return (products,)
 
 
 volume = Exercise(
     name="volume",
-    task="the volume of three unit vectors a row: √det of their products, [n]",
+    task="√det of each k × k matrix of products, 0 where det is below 0; [n]",
     reference=_volume,
-    cases=_case,
+    cases=_products,
     mistakes={
-        "no root": Mistake(
-            _squared,
-            "return the determinant. That is the squared volume: take its root.",
-        ),
         "no clamp": Mistake(
-            _no_clamp,
+            lambda products: torch.linalg.det(products).sqrt(),
             "take the root of negative numbers. Rounding makes a determinant of 0 a "
             "little negative, and its root NaN: clamp(min=0) first.",
         ),
+        "absolute value": Mistake(
+            lambda products: torch.linalg.det(products).abs().sqrt(),
+            "take the absolute value, as the official code does. A determinant just "
+            "below zero is a zero with a rounding error: clamp it at 0.",
+        ),
+        "no root": Mistake(
+            lambda products: torch.linalg.det(products).clamp(min=0),
+            "return the determinant. That is the squared volume: take its root.",
+        ),
         "no triple product": Mistake(
-            _no_triple,
-            "leave out + 2 (tv)(ta)(va). Three vectors that agree would then be "
-            "further than volume 0.",
-        ),
-        "triple product once": Mistake(
-            _triple_once,
-            "count (tv)(ta)(va) once. The determinant of a 3 × 3 matrix has it twice.",
-        ),
-        "only the anchor": Mistake(
-            _anchored_only,
-            "leave out v·a. That is what the anchored baseline never looks at, and "
-            "what the volume is for.",
+            lambda products: (1 - (products.square().sum((1, 2)) - products.shape[1]) / 2
+                              ).clamp(min=0).sqrt(),
+            "subtract the squares of the products alone. For three vectors the "
+            "determinant has + 2 (tv)(ta)(va) too: torch.linalg.det knows all terms.",
         ),
     },
 )
 
 
-# Exercise 2: every text with every row ----------------------------------------------
-def _volumes(t, v, a):
+# Exercise 2: how far a text is from the plane of picture and sound --------------------
+def _squared(t, v, a):
+    tv, ta, va = t @ v.T, t @ a.T, (v * a).sum(1)
+    return (1 + 2 * tv * ta * va - tv**2 - ta**2 - va**2).clamp(min=0), va
+
+
+def _distances(t, v, a):
     """[n, n], texts down, rows of (v, a) across."""
-    tv, ta, va = t @ v.T, t @ a.T, (v * a).sum(1)[None, :]
-    squared = 1 + 2 * tv * ta * va - tv**2 - ta**2 - va**2
-    return squared.clamp(min=0).sqrt()
+    squared, va = _squared(t, v, a)
+    return (squared / (1 - va**2)).sqrt()
 
 
-def _all_no_clamp(t, v, a):
-    tv, ta, va = t @ v.T, t @ a.T, (v * a).sum(1)[None, :]
-    return (1 + 2 * tv * ta * va - tv**2 - ta**2 - va**2).sqrt()
-
-
-def _texts_own(t, v, a):
-    tv, ta, va = t @ v.T, t @ a.T, (v * a).sum(1)[:, None]
-    squared = 1 + 2 * tv * ta * va - tv**2 - ta**2 - va**2
-    return squared.clamp(min=0).sqrt()
+def _texts_base(t, v, a):
+    squared, va = _squared(t, v, a)
+    return (squared / (1 - va**2)[:, None]).sqrt()
 
 
 def _all_with_all(t, v, a):
     tv, ta, va = t @ v.T, t @ a.T, v @ a.T
-    squared = 1 + 2 * tv * ta * va - tv**2 - ta**2 - va**2
-    return squared.clamp(min=0).sqrt()
+    squared = (1 + 2 * tv * ta * va - tv**2 - ta**2 - va**2).clamp(min=0)
+    return (squared / (1 - va**2)).sqrt()
 
 
-volumes = Exercise(
-    name="volumes",
-    task="volume [i, j] of text i with picture j and sound j, for all i and j",
-    reference=_volumes,
+def _case(generator):
+    n, d = random_size(generator, 3, 7), random_size(generator, 4, 9)
+    return tuple(unit_rows(generator, n, d) for _ in range(3))
+
+
+distances = Exercise(
+    name="distances",
+    task="distance of text i from the plane of picture j and sound j: volume / base",
+    reference=_distances,
     cases=_case,
     mistakes={
-        "no clamp": Mistake(
-            _all_no_clamp,
-            "take the root of negative numbers. Rounding makes a determinant of 0 a "
-            "little negative, and its root NaN: clamp(min=0) first.",
+        "the volume": Mistake(
+            lambda t, v, a: _squared(t, v, a)[0].sqrt(),
+            "return the volume: a short base still makes a row near to every text. "
+            "Divide by the base, √(1 − (va)²).",
         ),
-        "the text's own": Mistake(
-            _texts_own,
-            "take v·a from the row of the text. Picture and sound are of row j: the "
-            "same number for every text, a row vector to broadcast.",
+        "the squared base": Mistake(
+            lambda t, v, a: _squared(t, v, a)[0].sqrt() / (1 - _squared(t, v, a)[1]**2),
+            "divide by the squared base. The base is √(1 − (va)²).",
+        ),
+        "the text's base": Mistake(
+            _texts_base,
+            "divide each line by the base of the text's own row. Picture and sound are "
+            "of row j: one base a column.",
         ),
         "v with every a": Mistake(
             _all_with_all,
-            "let the text's row meet the sounds in v·a. Picture j always stands with "
-            "sound j; only the text is exchanged.",
+            "let picture i meet sound j in v·a. Picture j always stands with sound j; "
+            "only the text is exchanged.",
         ),
         "turned": Mistake(
-            lambda t, v, a: _volumes(t, v, a).T,
+            lambda t, v, a: _distances(t, v, a).T,
             "return rows of (v, a) down and texts across. Texts are the rows.",
-        ),
-        "one volume a row": Mistake(
-            lambda t, v, a: _volume(t, v, a),
-            "return the volumes of the true rows alone. The loss needs the wrong "
-            "ones too, [n, n].",
         ),
     },
 )
 
 
-# Exercise 3: the loss ---------------------------------------------------------------
-def _gram_loss(volumes, temperature, smoothing):
-    """½ [cross entropy of rows and of columns of −volumes / temperature]."""
-    logits, right = -volumes / temperature, torch.arange(len(volumes))
-    return (
-        sum(
-            F.cross_entropy(x, right, label_smoothing=smoothing)
-            for x in (logits, logits.T)
-        )
-        / 2
-    )
+# Exercise 3: which figures may be subtracted ------------------------------------------
+def _leads(table, own):
+    """[m, r], LongTensor [m] -> [m, m]: by its own ranking, line minus column."""
+    score = table[torch.arange(len(table)), own]
+    return score[:, None] - score[None, :]
 
 
-def _volume_case(generator):
-    n = random_size(generator, 3, 8)
-    volumes = torch.rand(n, n, generator=generator)
-    return volumes, (0.07, 0.2, 0.5)[random_size(generator, 0, 3)], 0.1
+def _between(score):
+    return score[:, None] - score[None, :]
 
 
-gram_loss = Exercise(
-    name="gram_loss",
-    task="½ [cross entropy of rows and columns of −volumes / temperature], smoothed",
-    reference=_gram_loss,
-    cases=_volume_case,
+def _tables(generator):
+    m = random_size(generator, 3, 6)
+    own = torch.randint(3, (m,), generator=generator)
+    own[:2] = torch.tensor([1, 2])
+    return torch.rand(m, 3, generator=generator), own
+
+
+leads = Exercise(
+    name="leads",
+    task="[i, j]: figure of training i minus that of j, each by its own ranking",
+    reference=_leads,
+    cases=_tables,
     mistakes={
-        "no minus": Mistake(
-            lambda volumes, temperature, smoothing: _gram_loss(
-                -volumes, temperature, smoothing
-            ),
-            "give large volumes large logits. A true row has a small volume: the "
-            "logit is minus the volume.",
+        "one ranking for all": Mistake(
+            lambda table, own: _between(table[:, 0]),
+            "rank all by the first ranking. A training that never saw it then loses by "
+            "the ranking, not by what it learned.",
         ),
-        "no smoothing": Mistake(
-            lambda volumes, temperature, smoothing: _gram_loss(
-                volumes, temperature, 0.0
-            ),
-            "leave out the smoothing of the labels (label_smoothing=).",
+        "the best ranking": Mistake(
+            lambda table, own: _between(table.amax(1)),
+            "give every training its best ranking. That is chosen on the very rows that "
+            "are reported; the own one was fixed before.",
         ),
-        "times the temperature": Mistake(
-            lambda volumes, temperature, smoothing: _gram_loss(
-                volumes, 1 / temperature, smoothing
-            ),
-            "multiply by the temperature: divide.",
+        "arms swapped": Mistake(
+            lambda table, own: -_leads(table, own),
+            "subtract line from column. [i, j] is training i minus training j.",
         ),
-        "rows alone": Mistake(
-            lambda volumes, temperature, smoothing: F.cross_entropy(
-                -volumes / temperature,
-                torch.arange(len(volumes)),
-                label_smoothing=smoothing,
-            ),
-            "take the rows alone: a text looks for its row. A row must find its text, "
-            "too: columns, and half of each.",
+        "the mean of rankings": Mistake(
+            lambda table, own: _between(table.mean(1)),
+            "take the mean over rankings: nobody would use such a model.",
         ),
     },
 )
