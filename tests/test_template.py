@@ -25,7 +25,6 @@ OLD = {
     "1-objectives/02-tcl.ipynb",
     "1-objectives/05-geodesic-mixup.ipynb",
     "1-objectives/07-gssf.ipynb",
-    "1-objectives/09-cross-the-gap.ipynb",
     "1-objectives/10-ood-cma.ipynb",
     "1-objectives/12-side-by-side.ipynb",
     "2-frozen/01-projectors.ipynb",
