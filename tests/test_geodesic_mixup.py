@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from alignkit.claims import geodesic_mixup as claims
 from alignkit.course import geodesic_mixup as exercises
 from alignkit.data import Pairs
-from alignkit.evaluation import retrieval
+from alignkit.evaluation import retrieval, uniformity
 from alignkit.methods import geodesic_mixup as method
 from alignkit.methods.geodesic_mixup import (
     GeodesicMixup, GeodesicMixupSettings, arc, mixed_negatives_loss,
@@ -403,10 +403,10 @@ def test_the_fading_is_told_the_epochs_of_the_run():
 # The exercises teach what the package computes ------------------------------------
 @pytest.mark.parametrize("exercise, function", [
     (exercises.slerp, arc),
-    (exercises.harder_negatives, lambda images, texts, mixed: torch.where(
-        eye(len(images)), images @ texts.T, images @ mixed.T)),
-    (exercises.fading, lambda step, steps, epochs: torch.tensor(
-        1 / (int(epochs * step / steps + 1e-6) + 1)))],
+    (exercises.spread, lambda pictures, texts: torch.tensor(
+        uniformity(torch.cat([pictures, texts])))),
+    (exercises.work_of_mixing, lambda plain, unmixed, mixed: (
+        (mixed - unmixed).sign().mean(0).trunc()))],
     ids=lambda x: getattr(x, "name", ""))
 def test_the_package_passes_the_exercise(exercise, function):
     assert exercise.grade(function).startswith(exercise.name)

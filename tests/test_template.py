@@ -23,7 +23,6 @@ OLD = {
     "0-start/02-contrastive-losses.ipynb",
     "0-start/03-large-batches.ipynb",
     "1-objectives/02-tcl.ipynb",
-    "1-objectives/05-geodesic-mixup.ipynb",
     "1-objectives/07-gssf.ipynb",
     "1-objectives/10-ood-cma.ipynb",
     "1-objectives/12-side-by-side.ipynb",

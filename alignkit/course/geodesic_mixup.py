@@ -1,14 +1,78 @@
-"""Exercises of the notebook on geodesic mixup: the arc, its negatives, the fading."""
+"""Exercises of the notebook on geodesic mixup: uniformity, the arc, what mixing did."""
 
 import torch
 from torch.nn import functional as F
 
-from .exercises import Exercise, Mistake, random_size, unit_rows
+from .exercises import Exercise, Mistake, random_rows, random_size, unit_rows
 
 SHARES = (0.15, 0.3, 0.8)
 
 
-# Exercise 1: the arc ----------------------------------------------------------------
+# Exercise 1, build: uniformity of both together -------------------------------------------
+def _far(pictures, texts):
+    """Squared distances of all rows from all rows, [2n, 2n]."""
+    rows = torch.cat([pictures, texts])
+    return 2 - 2 * rows @ rows.T
+
+
+def _others(square):
+    """All entries off the diagonal, in one row."""
+    return square[~torch.eye(len(square), dtype=torch.bool)]
+
+
+def _spread(pictures, texts):
+    """log of the mean of exp(-2 |x - y|²) over pairs of different rows."""
+    return (-2 * _others(_far(pictures, texts))).exp().mean().log()
+
+
+def _pair_case(generator):
+    n, d = random_size(generator, 4, 8), random_size(generator, 3, 8)
+    return unit_rows(generator, n, d), unit_rows(generator, n, d)
+
+
+spread = Exercise(
+    name="spread",
+    task="log of the mean of exp(-2 |x - y|²), x ≠ y among pictures and texts together",
+    reference=_spread,
+    cases=_pair_case,
+    mistakes={
+        "the diagonal": Mistake(
+            lambda x, y: (-2 * _far(x, y)).exp().mean().log(),
+            "leave the diagonal in: each row is nothing away from itself, and a small set "
+            "looks packed. Take the mean over pairs of different rows.",
+        ),
+        "not squared": Mistake(
+            lambda x, y: (-2 * _others(_far(x, y)).clamp(min=0).sqrt()).exp().mean().log(),
+            "take the distance. It is squared: 2 − 2 x·y for unit rows.",
+        ),
+        "log inside": Mistake(
+            lambda x, y: (-2 * _others(_far(x, y))).mean(),
+            "take the log before the mean, which leaves a mean of distances. The mean of "
+            "the exponentials comes first: near pairs weigh most.",
+        ),
+        "no log": Mistake(
+            lambda x, y: _spread(x, y).exp(),
+            "forgot the log at the end.",
+        ),
+        "one modality at a time": Mistake(
+            lambda x, y: (_spread(x, x[:0]) + _spread(y, y[:0])) / 2,
+            "look at pictures and texts apart. Two narrow cones far from each other would "
+            "be judged as one: put the rows together first.",
+        ),
+        "pairs across": Mistake(
+            lambda x, y: (-2 * (2 - 2 * x @ y.T)).exp().mean().log(),
+            "compare pictures with texts alone. Pictures among themselves and texts among "
+            "themselves count, too.",
+        ),
+        "without the two": Mistake(
+            lambda x, y: (-_others(_far(x, y))).exp().mean().log(),
+            "forgot the factor 2 in the exponent.",
+        ),
+    },
+)
+
+
+# Exercise 2, transfer: the arc, without NaN --------------------------------------------
 def _slerp(a, b, share):
     """share 1 is a, share 0 is b; rows equal to their partner stay."""
     cosine = (a * b).sum(1, keepdim=True)
@@ -58,87 +122,56 @@ slerp = Exercise(
 )
 
 
-# Exercise 2: the logits of an image ---------------------------------------------------
-def _harder_negatives(images, texts, mixed):
-    """Own text on the diagonal, the mixtures of all others beside it, [n, n]."""
-    own = torch.eye(len(images), dtype=torch.bool)
-    return torch.where(own, images @ texts.T, images @ mixed.T)
+# Exercise 3, judge: what may be put down to the mixing? ------------------------------------
+def _always(change):
+    """[seeds, m] -> [m]: 1 where all rise, -1 where all fall, else 0."""
+    return (change > 0).all(0).float() - (change < 0).all(0).float()
 
 
-def _mixed_case(generator):
-    n, d = random_size(generator, 3, 8), random_size(generator, 3, 8)
-    a, b = unit_rows(generator, n, d), unit_rows(generator, n, d)
-    return a, b, F.normalize(a + b, dim=1)
+def _work_of_mixing(plain, unmixed, mixed):
+    return _always(mixed - unmixed)
 
 
-harder_negatives = Exercise(
-    name="harder_negatives",
-    task="cosines of each image with its own text (diagonal) and others' mixtures",
-    reference=_harder_negatives,
-    cases=_mixed_case,
+def _arms_case(generator):
+    seeds, m = random_size(generator, 3, 5), random_size(generator, 6, 10)
+    noise = random_rows(generator, seeds, m)  # of the split: all arms share it
+    small = random_rows(generator, 3 * seeds, m).mul(0.4).split(seeds)
+    second, mixing = torch.randn(2, m, generator=generator).round()
+    plain = noise + small[0]
+    unmixed = noise + second + small[1]
+    return plain, unmixed, unmixed + mixing + small[2]
+
+
+work_of_mixing = Exercise(
+    name="work_of_mixing",
+    task="−1, 0 or 1 for each figure: does the mixing itself lower or raise it?",
+    reference=_work_of_mixing,
+    cases=_arms_case,
     mistakes={
-        "positives mixed": Mistake(
-            lambda images, texts, mixed: images @ mixed.T,
-            "use the mixture for the right answer too. It lies nearer to the image "
-            "than its text does, and the pair is never pulled together.",
+        "against plain": Mistake(
+            lambda plain, unmixed, mixed: _always(mixed - plain),
+            "compare with `plain`. That difference is mixing and second temperature in one: "
+            "the arm that differs in the mixing alone is `unmixed`.",
         ),
-        "negatives real": Mistake(
-            lambda images, texts, mixed: images @ texts.T,
-            "leave the negatives as they are. Only the diagonal takes the texts.",
+        "the temperature's": Mistake(
+            lambda plain, unmixed, mixed: _always(unmixed - plain),
+            "compare the two arms without mixtures. Their difference is the second "
+            "temperature's work.",
         ),
-        "exchanged": Mistake(
-            lambda images, texts, mixed: torch.where(
-                torch.eye(len(images), dtype=torch.bool),
-                images @ mixed.T,
-                images @ texts.T,
-            ),
-            "put the mixtures on the diagonal and the texts beside it: the reverse.",
+        "turned round": Mistake(
+            lambda plain, unmixed, mixed: _always(unmixed - mixed),
+            "have the sign turned round: −1 is for a figure that the mixing lowers.",
         ),
-        "turned": Mistake(
-            lambda images, texts, mixed: _harder_negatives(images, texts, mixed).T,
-            "return mixtures down and images across. Rows are images.",
+        "the mean decides": Mistake(
+            lambda plain, unmixed, mixed: (mixed - unmixed).mean(0).sign(),
+            "let the mean decide. Asked is for changes with one sign in every seed.",
         ),
-    },
-)
-
-
-# Exercise 3: the fading ---------------------------------------------------------------
-def _fading(step, steps, epochs):
-    """1 / (e + 1), e = ⌊epochs · step / steps⌋."""
-    return torch.tensor(1 / (epochs * step // steps + 1))
-
-
-def _fading_case(generator):
-    epochs = random_size(generator, 3, 12)
-    steps = epochs * random_size(generator, 4, 20)
-    return random_size(generator, steps // 3, steps), steps, epochs
-
-
-fading = Exercise(
-    name="fading",
-    task="1 / (e + 1) at `step` of `steps`, e = the epoch, counted from 0",
-    reference=_fading,
-    cases=_fading_case,
-    mistakes={
-        "steps for epochs": Mistake(
-            lambda step, steps, epochs: torch.tensor(1 / (step + 1)),
-            "divide by the number of steps. The term would be gone in the first "
-            "epoch: it fades once an epoch.",
-        ),
-        "smooth": Mistake(
-            lambda step, steps, epochs: torch.tensor(1 / (epochs * step / steps + 1)),
-            "fade within an epoch. The epoch is a whole number: round down.",
-        ),
-        "from one": Mistake(
-            lambda step, steps, epochs: torch.tensor(1 / (epochs * step // steps + 2)),
-            "count epochs from one and add one again. In the first epoch the "
-            "weight is whole.",
-        ),
-        "linear": Mistake(
-            lambda step, steps, epochs: torch.tensor(
-                1 - (epochs * step // steps) / epochs
-            ),
-            "fade linearly. The weights are 1, 1/2, 1/3, …",
+        "not paired": Mistake(
+            lambda plain, unmixed, mixed: (
+                (mixed.amin(0) > unmixed.amax(0)).float()
+                - (mixed.amax(0) < unmixed.amin(0)).float()),
+            "compare all seeds with all seeds. They are paired: subtract line by line, and "
+            "what the split does to both arms is gone.",
         ),
     },
 )
