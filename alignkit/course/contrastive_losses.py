@@ -135,3 +135,55 @@ several_right = Exercise(
         ),
     },
 )
+
+
+# Exercise 3, judge: a loss that does not move ------------------------------------------
+def _lowest(n: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """InfoNCE of a regular simplex, [m]."""
+    return (1 + (n - 1) * (-scale * n / (n - 1)).exp()).log()
+
+
+def _stuck(first, last, n, scale):
+    """1 where the loss came down by less than a tenth of the way to its lowest value."""
+    return (first - last < (first - _lowest(n, scale)) / 10).float()
+
+
+def _runs(generator):
+    """Runs that start near ln n and went 0 to 20 % of their way, at scales at which the
+    lowest value is far from 0, or near it."""
+    m = random_size(generator, 8, 14)
+    n = 2.0 ** torch.randint(4, 9, (m,), generator=generator)
+    scale = torch.tensor([0.2, 1.0, 3.0, 20.0])[
+        torch.randint(4, (m,), generator=generator)]
+    first = n.log() + 0.3 * torch.rand(m, generator=generator)
+    share = torch.tensor([0.02, 0.06, 0.14, 0.2, 0.9])[
+        torch.randint(5, (m,), generator=generator)]
+    return first, first - share * (first - _lowest(n, scale)), n, scale
+
+
+stuck = Exercise(
+    name="stuck",
+    task="1 where the loss came down by less than a tenth of the way to L_min, else 0",
+    reference=_stuck,
+    cases=_runs,
+    mistakes={
+        "down to zero": Mistake(
+            lambda first, last, n, scale: (first - last < first / 10).float(),
+            "measure the way down to 0. At a small scale the loss cannot get there: a run "
+            "that learns well would be called stuck.",
+        ),
+        "near ln n": Mistake(
+            lambda first, last, n, scale: (last > 0.9 * n.log()).float(),
+            "call a run stuck because its loss ends near ln n. At temperature 5 a perfect "
+            "model ends there too: measure the way that it could go.",
+        ),
+        "turned round": Mistake(
+            lambda first, last, n, scale: 1 - _stuck(first, last, n, scale),
+            "give 1 to the runs that learn. 1 is for the stuck ones.",
+        ),
+        "temperature for scale": Mistake(
+            lambda first, last, n, scale: _stuck(first, last, n, 1 / scale),
+            "take the scale for a temperature. It multiplies the cosines: s, not 1/s.",
+        ),
+    },
+)
