@@ -262,7 +262,8 @@ def test_reproduce_on_pairs_of_ones_own(capsys, tmp_path, drawn, slug):
     if pairs.labels:  # a table has none
         path = tmp_path / "pairs"
         pairs.save(path)
-    for old in (cache_dir() / "runs").glob(f"*-{pairs.provenance.hash[:8]}"):
+    for old in (cache_dir() / "runs").glob(
+            f"{slug}-*-{pairs.provenance.hash[:8]}"):
         shutil.rmtree(old)  # kept from an earlier run of this test
     code, out, err = run(capsys, "reproduce", slug, "--scale", "tiny", "--seeds", 5,
                          "--jobs", 1, "--pairs", path, "--out", tmp_path / "out")
