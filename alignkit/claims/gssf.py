@@ -20,7 +20,8 @@ Decided by pilots on the cosine alone, before any other score was trained:
 - Two halves by group: the heads' own rows would look better than new ones.
 - One grid for every arm; its decay of 1 is, for w and W, the pull to the cosine. Eleven
   arms chose its edge, 0.03: 0.1 was added for all, before any seed was measured.
-- Margins: 0.05 where tens of points were expected, else 0, where any lead counts.
+- Margins: 0.05 where tens of points were expected; else 0.02, which was 0 at first and
+  was set when the figures were known (a registration replaces it).
 """
 
 from dataclasses import dataclass, replace

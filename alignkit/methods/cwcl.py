@@ -11,7 +11,7 @@ its own, the frozen space's structure is copied, and zero-shot classification ga
 Use it when: one encoder is strong and frozen, there are many pairs and large batches with
 several items of each class, and you will ask for classes, not for the very pair. With a
 thousand pairs and a head on frozen features keep InfoNCE: there the weights were mostly
-label smoothing, and cost classes, structure and pairs.
+label smoothing, and cost classes and structure.
 
 Equations, p_i = unit(head(u_i)) trained, q_i = unit(v_i) frozen, n rows, no gradient to w:
     w_ij = ½ + ½ q_i·q_j  (in [0, 1], w_ii = 1),  A = w with its rows divided by their sums
