@@ -320,7 +320,6 @@ def test_statistics_of_the_claims():
 
 # The exercises teach what the package computes ----------------------------------------
 @pytest.mark.parametrize("exercise, function", [
-    (exercises.sparse_weights, sparsemax),
     (exercises.ground, lambda queries, codebook, real: code_scores(
         Tokens(queries, real), codebook, 1.0)),
     (exercises.overlap_of, lambda a, b, k: _overlap(a, b, k))],
