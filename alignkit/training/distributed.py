@@ -7,7 +7,9 @@ validates. Of accelerate's FSDP settings only these two are read. It needs torch
 Mixed precision is `Budget.precision`, not accelerate's `--mixed_precision`.
 """
 
+import atexit
 import os
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -44,9 +46,22 @@ def accelerator(precision: str = "no"):
         # Without cpu=True accelerate joins no processes where there is no accelerator.
         made = Accelerator(mixed_precision=precision, kwargs_handlers=handlers,
                            cpu=not torch.accelerator.is_available())
+    atexit.unregister(leave)
+    atexit.register(leave)
     if precision == "fp16" and made.device.type == "cpu":
         raise ValueError("precision 'fp16' needs a GPU: take 'bf16' or 'no' on a CPU")
     return made
+
+
+def leave() -> None:
+    """Leave the process group, at the program's end.
+
+    A thread of gloo may still be dropping its last tensor, for which it needs Python's lock:
+    where Python is already ending, that aborts the process and torchrun calls the run failed.
+    Destroying the group does not wait for it (a DDP model's reducer keeps the group alive)."""
+    if dist.is_available() and dist.is_initialized():
+        time.sleep(0.2)  # gives the lock away
+        dist.destroy_process_group()
 
 
 def wants_shards(accelerator, budget: Budget) -> bool:
