@@ -73,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--seeds", type=int, default=8, help="paired seeds, 5 at least")
         command.add_argument("--out", type=Path, default=Path("alignkit-results"),
                              help="folder for the result files")
-        command.add_argument("--first", type=int, default=0, metavar="SEED",
-                             help="the first of the seeds")
+        command.add_argument("--first", type=int, metavar="SEED",
+                             help="the first of the seeds (default: the paper's)")
     for command in (made["reproduce"], made["compare"], made["register"]):
         command.add_argument("--jobs", type=int, metavar="N",
                              help="processes; default: one a core, 4 at most")

@@ -18,6 +18,7 @@ from torch import nn
 
 import alignkit.methods
 from alignkit.claims import paper, slugs
+from alignkit.claims.runs import TUNING_SEEDS
 from alignkit.data import Lazy, Pairs, Tokens
 from alignkit.data.columns import length, take
 from alignkit.parts import Method
@@ -72,7 +73,7 @@ class Case:
     def build(self, seed: int = 0):
         """(method, splits, budget) of a few short steps."""
         claim = self.claim(random_pairs())
-        splits = claim.arms[self.arm].data(0)
+        splits = claim.arms[self.arm].data(TUNING_SEEDS[0])
         seed_all(seed)
         method = claim.arms[self.arm].build(splits)
         budget = replace(claim.budget, steps=6, batch_size=16, validate_every=0,
@@ -283,7 +284,7 @@ def test_it_is_built_on_the_meta_device_at_full_width(case):
     claims = paper(full.slug).claims(pairs, "full")
     kinds = {arm.split("@")[0]: a for c in claims for arm, a in c.arms.items()}
     arm = kinds[case.arm.split("@")[0]]
-    splits = arm.data(0)
+    splits = arm.data(TUNING_SEEDS[0])
     here = arm.build(splits)  # some choose from the data: that needs numbers
     with torch.device("meta"):
         there = type(here)(here.settings, splits.train)

@@ -21,11 +21,11 @@ from alignkit.data.fetch import cache_dir
 from alignkit.encoders import add_features
 
 
-def reproduce(slug: str, scale: str = "small", seeds: int = 8, *, first: int = 0,
+def reproduce(slug: str, scale: str = "small", seeds: int = 8, *, first: int | None = None,
               pairs: Path | None = None, out: Path = Path("alignkit-results"),
               jobs: int | None = None, say: Callable[[str], None] = print) -> list[Result]:
-    """Re-run a paper's claims with `seeds` paired seeds from `first` on; the results are
-    written to `out`. pairs: a user's own, see `own_pairs`. jobs: processes (default: one
+    """Re-run a paper's claims with `seeds` paired seeds from `first` on (default: the paper's
+    `FIRST`, or 0); the results are written to `out`. pairs: a user's own, see `own_pairs`. jobs: processes (default: one
     a core, 4 at most).
 
     Raises ValueError for an unknown paper, too few seeds, or pairs that do not fit.
@@ -36,6 +36,8 @@ def reproduce(slug: str, scale: str = "small", seeds: int = 8, *, first: int = 0
     data, claims, rest = _opened(slug, scale, pairs, seeds, jobs, say)
     published = scale == "small" and pairs is None
     registration = current(slug, claims) if published else None
+    if first is None:
+        first = getattr(paper(slug), "FIRST", 0)
     if published and not registration:
         say("this design is not registered (alignkit register): a try, not to be published")
     results = run(slug, claims, data, scale, seeds=range(first, first + seeds),

@@ -10,7 +10,7 @@ import torch
 
 from alignkit.claims.claim import Claim
 from alignkit.claims.results import Result, code_hash, data_facts, versions
-from alignkit.claims.runs import at_edge
+from alignkit.claims.runs import TUNING_SEEDS, at_edge
 from alignkit.claims.work import Remake, Work
 from alignkit.data import Pairs
 from alignkit.stats import (NOT_RESOLVED, SOME_GAIN, Interval, corrected_interval, equivalent,
@@ -87,7 +87,7 @@ def estimated(claims: Sequence[Claim], seeds: int, jobs: int = 1) -> str:
             if claim.differs != "inference" or name == claim.baseline}
     seconds, memory = 0.0, 0
     for claim, arm in arms.values():
-        splits = arm.data(0)
+        splits = arm.data(TUNING_SEEDS[0])
         cost = estimate(arm.build(splits), splits.train, claim.budget)
         seconds += cost.seconds * (2 * seeds + 3 * len(claim.grid))
         memory = max(memory, cost.weights + cost.optimizer + cost.saved)
