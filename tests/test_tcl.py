@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from alignkit import stats
 from alignkit.claims import tcl as claims
 from alignkit.claims.claim import Trained
 from alignkit.course import tcl as exercises
@@ -18,7 +19,7 @@ from alignkit.methods.tcl import (
     soft_loss,
     view_of,
 )
-from alignkit.parts import info_nce, unit
+from alignkit.parts import FeatureQueue, info_nce, unit
 from alignkit.training import Budget, fit, seed_all
 
 
@@ -382,12 +383,26 @@ def test_in_the_control_nothing_keeps_its_place():
 
 
 # The exercises teach what the package computes ----------------------------------------
+def _step(rows, keys, queue, tau):
+    """A ring whose oldest rows stand where the next ones go, read newest first."""
+    ring = FeatureQueue(len(queue), rows.shape[1])
+    ring.rows.copy_(queue.flip(0))
+    columns, _ = ring.keys(keys, torch.arange(len(keys)))
+    loss = soft_loss(rows, torch.cat([keys, queue]), torch.tensor(1 / tau),
+                     torch.eye(len(rows), len(columns)))
+    ring.push(keys.flip(0), torch.arange(len(keys)))
+    return loss, ring.rows.roll(-int(ring.place), 0).flip(0)
+
+
+def _more_with_noise(noisy, clean, t, margin):
+    verdicts = [stats.verdict(stats.t_interval((noisy - clean)[:, k].tolist()), margin)
+                for k in range(noisy.shape[1])]
+    return torch.tensor([{"holds": 2.0, "some gain": 1.0}.get(v, 0.0) for v in verdicts])
+
+
 @pytest.mark.parametrize("exercise, function", [
-    (exercises.follow, lambda slow, fast, decay: slow.lerp(fast, 1 - decay)),
-    (exercises.within, lambda rows, keys, queue, tau: soft_loss(
-        rows, torch.cat([keys, queue]), torch.tensor(1 / tau),
-        torch.eye(len(rows), len(rows) + len(queue)))),
-    (exercises.against_parts, lambda rows, parts, real, tau: local_loss(
-        rows, Tokens(parts, real), 1 / tau, torch.eye(len(rows), dtype=torch.bool)))])
+    (exercises.against_parts, lambda rows, parts, real, items, tau: local_loss(
+        rows, Tokens(parts, real), 1 / tau, items[:, None] == items)),
+    (exercises.step, _step), (exercises.more_with_noise, _more_with_noise)])
 def test_exercises_are_the_package(exercise, function):
     exercise.grade(function)
