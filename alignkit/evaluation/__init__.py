@@ -7,6 +7,7 @@ from alignkit.evaluation.classify import (
     linear_probe,
     zero_shot,
 )
+from alignkit.evaluation.clouds import chamfer
 from alignkit.evaluation.detection import auroc, fpr_at_95, maximum_concept_matching
 from alignkit.evaluation.evaluate import encode_pairs, evaluate_retrieval
 from alignkit.evaluation.geometry import (
@@ -20,7 +21,8 @@ from alignkit.evaluation.geometry import (
     rice_k,
     uniformity,
 )
-from alignkit.evaluation.linear_maps import CanonicalMaps, cca, procrustes
+from alignkit.evaluation.linear_maps import CanonicalMaps, cca, procrustes, ridge_map
+from alignkit.evaluation.matching import LocalCka, assignment_accuracy, local_cka
 from alignkit.evaluation.precision import average_precision, mean_average_precision
 from alignkit.evaluation.retrieval import ranks, retrieval, retrieve
 from alignkit.evaluation.search import Found, search
@@ -28,10 +30,13 @@ from alignkit.evaluation.search import Found, search
 __all__ = [
     "CanonicalMaps",
     "Found",
+    "LocalCka",
     "alignment",
+    "assignment_accuracy",
     "auroc",
     "average_precision",
     "cca",
+    "chamfer",
     "cka",
     "cka_debiased",
     "class_embeddings",
@@ -42,6 +47,7 @@ __all__ = [
     "fpr_at_95",
     "knn_probe",
     "linear_probe",
+    "local_cka",
     "maximum_concept_matching",
     "mean_average_precision",
     "modality_gap",
@@ -52,6 +58,7 @@ __all__ = [
     "retrieval",
     "retrieve",
     "rice_k",
+    "ridge_map",
     "search",
     "uniformity",
     "zero_shot",

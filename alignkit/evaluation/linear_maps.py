@@ -1,4 +1,4 @@
-"""Two spaces brought together by a linear map in closed form: CCA and Procrustes."""
+"""Two spaces brought together by a linear map in closed form: CCA, Procrustes, ridge."""
 
 from typing import NamedTuple
 
@@ -95,3 +95,24 @@ def procrustes(x: Tensor, y: Tensor) -> Tensor:
         )
     u, _, v = torch.linalg.svd(x.T @ y)
     return u @ v
+
+
+def ridge_map(x: Tensor, y: Tensor, ridge: float = 0.0) -> Tensor:
+    """The map M [d_x, d_y], float64, that minimises |x M - y|² + λ |M|².
+
+    λ = ridge · the mean squared column of x (Hoerl & Kennard 1970), so that one ridge
+    means the same at every size; with ridge 0 the least squares map of smallest norm.
+    Rows are taken as they are: subtract the means first for an affine map.
+
+    Args:
+        x: [n, d_x]. y: [n, d_y], rows paired with those of ``x``. ridge: 0 or more.
+    """
+    x, y = matrix(x, "x").double(), matrix(y, "y").double()
+    same_rows(x, y, "x", "y")
+    if not ridge >= 0:
+        raise ValueError(f"ridge is {ridge}; it must be 0 or more")
+    if ridge == 0:
+        return torch.linalg.pinv(x) @ y
+    gram = x.T @ x
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    return torch.linalg.solve(gram, x.T @ y)
