@@ -33,7 +33,7 @@ MODULES = [m.name for m in pkgutil.iter_modules(alignkit.methods.__path__)]
 @cache  # nobody writes into them: splits are copies
 def random_pairs(n: int = 120, widths=(5, 6, 7)) -> Pairs:
     """Features of every name that claims look for: pooled, of random twins, by layer,
-    and tokens."""
+    and tokens; of clouds of points pooled alone."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(n, 4, generator=generator)
     columns = {"image": Lazy(range(n), lambda i: Image.new("RGB", (4, 4), (i % 256, 0, 0))),
@@ -45,6 +45,9 @@ def random_pairs(n: int = 120, widths=(5, 6, 7)) -> Pairs:
             noise = torch.randn(n, width, generator=generator)
             columns[f"{modality}_{name}"] = view + 0.3 * noise
         columns[f"{modality}_tokens"] = random_tokens(hidden, widths[-1], generator)
+    columns["points"] = torch.randn(n, 32, 3, generator=generator)
+    columns["points_features"] = (hidden @ torch.randn(4, widths[-1], generator=generator)
+                                  + torch.randn(n, widths[-1], generator=generator))
     return Pairs.make(columns)
 
 

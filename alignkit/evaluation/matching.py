@@ -12,8 +12,8 @@ from alignkit.evaluation.checks import matrix, same_rows
 def assignment_accuracy(scores: Tensor, seed: int = 0) -> float:
     """Share of rows that the best one-to-one assignment gives their own column.
 
-    Knowing that queries are a permutation helps: this is higher than hit@1 of the same
-    scores, so report both. The columns are shuffled by ``seed`` before the assignment is
+    It knows that the queries are a permutation, which hit@1 of the same scores does not:
+    report both. The columns are shuffled by ``seed`` before the assignment is
     solved: among equal scores scipy goes by the index, and a collapsed model would be
     right everywhere.
 
