@@ -279,6 +279,7 @@ def test_reproduce_on_pairs_of_ones_own(capsys, tmp_path, drawn, slug):
     for result in results:
         assert result.data["kind"] == "user" and result.data["rows"] == len(pairs) > 110
         assert result.data["hash"] == pairs.provenance.hash
-        assert result.seeds == list(range(first, first + 5)) and result.scale == "tiny"
+        assert result.seeds[:5] == list(range(first, first + 5)) and result.scale == "tiny"
+        assert len(result.seeds) == 5 or result.headline  # which may have a second look
         assert f"{slug} · {result.claim}" in out
         assert f"written to  {tmp_path / 'out' / f'{slug}.{result.claim}.json'}" in out

@@ -113,6 +113,6 @@ def ridge_map(x: Tensor, y: Tensor, ridge: float = 0.0) -> Tensor:
         raise ValueError(f"ridge is {ridge}; it must be 0 or more")
     if ridge == 0:
         return torch.linalg.pinv(x) @ y
-    gram = x.T @ x
-    gram.diagonal().add_(ridge * gram.diagonal().mean())
-    return torch.linalg.solve(gram, x.T @ y)
+    products = x.T @ x
+    products.diagonal().add_(ridge * products.diagonal().mean())
+    return torch.linalg.solve(products, x.T @ y)
