@@ -33,20 +33,29 @@ SLOW = 3  # CPU seconds from which a test is no longer quick
 @dataclass
 class Spent:
     """CPU seconds by test; `quick` names those that `-m quick` chooses, `starting` is
-    what the processes took to start and to collect. steps: seconds of what .ci/run did
-    before the tests."""
+    what the processes took before they collected. steps: seconds of what .ci/run did
+    before the tests. collecting: what that took, a file's seconds spread over its tests:
+    a paper's share comes once more with each further paper, the libraries that the first
+    file imports do not."""
 
     tests: dict[str, float] = field(default_factory=dict)
     quick: list[str] = field(default_factory=list)
     starting: float = 0.0
     steps: dict[str, float] = field(default_factory=dict)
+    collecting: dict[str, float] = field(default_factory=dict)
 
-    def add(self, tests: dict[str, float], quick: list[str], starting: float) -> None:
+    def add(self, tests: dict[str, float], quick: list[str], starting: float,
+            collecting: dict[str, float]) -> None:
         """Those of another process."""
-        for test, seconds in tests.items():
-            self.tests[test] = self.tests.get(test, 0) + seconds
+        add_to(self.tests, tests)
+        add_to(self.collecting, collecting)
         self.quick += quick
         self.starting += starting
+
+
+def add_to(seconds: dict[str, float], more: dict[str, float]) -> None:
+    for test, further in more.items():
+        seconds[test] = seconds.get(test, 0) + further
 
 
 def papers() -> list[str]:
@@ -92,7 +101,7 @@ def rows_of(tests: dict[str, float]) -> tuple[dict[str, dict[str, float]], float
 
 def minutes(tests: dict[str, float], starting: float, typical: Callable = median) -> float:
     """Of the whole course's tests on all cores, if a paper costs what those that are here
-    typically cost, and likewise a further notebook. starting: seconds, with all of them."""
+    typically cost, and likewise a further notebook. starting: seconds, whatever there is."""
     rows, seconds = rows_of(tests)
     has_method = set(papers())
     for group, count in ([row for slug, row in rows.items() if slug in has_method], PAPERS), (
@@ -130,7 +139,8 @@ def table(spent: Spent) -> list[str]:
                  + f" ({TYPICAL} in the median)")
     total = sum(spent.tests.values())
     lines.append(f"papers and notebooks {total - package:.0f}, the package {package:.0f}, "
-                 f"starting and collecting {spent.starting:.0f}")
+                 f"starting {spent.starting:.0f}, "
+                 f"collecting {sum(spent.collecting.values()):.0f}")
     lines += [f"in turn: {test}" for test in spent.tests if f", day {DAY}]" in test]
     slow = [test for test in spent.quick if spent.tests[test] > SLOW]
     lines += [f"over {SLOW} s and not marked slow: {test}" for test in slow]
@@ -143,7 +153,9 @@ def table(spent: Spent) -> list[str]:
     lines.append(f"With {PAPERS} papers and {FURTHER} further notebooks on {CORES} cores, at "
                  "what is measured here:")
     for name, tests, before, most in whole:
-        middle, average = (minutes(tests, spent.starting * growth(spent), typical) + before
+        collected = dict(spent.collecting)  # all of them, in a run of the quick ones too
+        add_to(collected, tests)
+        middle, average = (minutes(collected, spent.starting, typical) + before
                            for typical in (median, mean))
         over = "  OVER" if average > most else ""
         lines.append(f"{name:20}{middle:.1f} minutes at the medians, {average:.1f} at the "
@@ -199,15 +211,31 @@ class ByPaper:
 
         return Scheduler(config, log) if config.option.dist == "loadfile" else None
 
-    def pytest_collection_finish(self):
-        self.spent.starting = cpu()
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection(self, session):
+        before = cpu()
+        done = yield
+        if found := self.spent.collecting:  # not where workers do it
+            self.spent.starting = before
+            rest = cpu() - before - sum(found.values())  # sorting and choosing
+            add_to(found, dict.fromkeys(found, rest / len(found)))
+        return done
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_make_collect_report(self, collector):
+        before = cpu()
+        done = yield
+        if isinstance(collector, pytest.File) and done.result:
+            share = (cpu() - before) / len(done.result)
+            add_to(self.spent.collecting, {test.nodeid: share for test in done.result})
+        return done
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item):
         before = cpu()
         done = yield
         quick = [item.nodeid] if item.get_closest_marker("quick") else []
-        self.spent.add({item.nodeid: cpu() - before}, quick, 0.0)
+        self.spent.add({item.nodeid: cpu() - before}, quick, 0.0, {})
         return done
 
     def pytest_sessionfinish(self, session):
@@ -217,7 +245,8 @@ class ByPaper:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node):
         if spent := getattr(node, "workeroutput", {}).get("spent"):  # not of one that died
-            self.spent.add(spent["tests"], spent["quick"], spent["starting"])
+            self.spent.add(*(spent[name] for name in ("tests", "quick", "starting",
+                                                      "collecting")))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)  # below everything but pytest's last line
     def pytest_terminal_summary(self, terminalreporter, config):
@@ -229,6 +258,9 @@ class ByPaper:
                 config.cache.set(KEPT, asdict(self.spent))
             terminalreporter.section("by paper")
             terminalreporter.write_line("\n".join(table(self.spent)))
+        elif config.option.markexpr == "quick" and not config.option.keyword:
+            *_, head, _, projection = table(self.spent)
+            terminalreporter.write_line(f"\n{head}\n{projection}")
         return done
 
 

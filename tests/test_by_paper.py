@@ -1,5 +1,6 @@
 """The table of seconds by paper, and what it says of the whole course."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -59,11 +60,11 @@ def test_seconds_add_up_by_paper():
 
 
 def test_the_whole_course_by_hand():
-    """55 papers and 8 further notebooks; 126 s of starting, with 8 s for 4 notebooks."""
-    fixed = 100 + 8 * 10 + 126
-    assert growth(Spent(TESTS)) == 63 / 4 == 126 / 8
-    assert minutes(TESTS, 126.0) == pytest.approx((fixed + 55 * (4 + 9 + 20)) / 2 / 60)
-    assert minutes(TESTS, 126.0, mean) == pytest.approx((fixed + 55 * (4 + 9 + 24)) / 2 / 60)
+    """55 papers and 8 further notebooks; 8 s of starting once."""
+    fixed = 100 + 8 * 10 + 8
+    assert growth(Spent(TESTS)) == 63 / 4
+    assert minutes(TESTS, 8.0) == pytest.approx((fixed + 55 * (4 + 9 + 20)) / 2 / 60)
+    assert minutes(TESTS, 8.0, mean) == pytest.approx((fixed + 55 * (4 + 9 + 24)) / 2 / 60)
     assert minutes({"tests/test_pot.py::test_a": 240.0}, 0.0) == 2.0
 
 
@@ -86,12 +87,22 @@ def test_the_table_marks_what_is_over():
     assert line["median"].split() == "median of papers 4.0 9.0 20.0".split()
     assert [text for text in lines if "not marked slow" in text] == [
         "over 3 s and not marked slow: tests/test_pot.py::test_a"]
-    assert f"{minutes(TESTS, 126.0):.1f} minutes at the medians" in line["all"]
-    assert "-m quick" in line["-m"] and "2.8 minutes at the medians" in line["-m"]  # 336 / 120
+    assert f"{minutes(TESTS, 8.0):.1f} minutes at the medians" in line["all"]
+    assert "-m quick" in line["-m"] and "1.8 minutes at the medians" in line["-m"]  # 218 / 120
     slow = {test: seconds + 10 for test, seconds in TESTS.items()}
     (middle,) = (text for text in table(Spent(slow)) if text.startswith("median"))
     assert middle.endswith("OVER: shared tests, own tests, notebook")
     assert len(table(Spent())) > 3  # nothing ran
+
+
+def test_collecting_a_papers_files_comes_with_each_further_paper():
+    """Of a quick run too: 2 s a paper; what the package's files take comes once."""
+    collecting = {f"tests/test_{slug}.py::test_a": 2.0 for slug in ("cup", "tea", "tea_leaf")}
+    collecting |= {"tests/test_pot.py::test_b": 6.0}
+    spent = Spent(TESTS, ["tests/test_pot.py::test_a"], 4.0, {}, collecting)
+    total = (100 + 6 + 4 + 55 * 2) / 120
+    assert table(spent)[-1].startswith(f"-m quick            {total:.1f} minutes at the medians")
+    assert any("starting 4, collecting 12" in line for line in table(spent))
 
 
 def test_the_steps_before_the_tests_grow_but_for_the_installation():
@@ -100,7 +111,7 @@ def test_the_steps_before_the_tests_grow_but_for_the_installation():
     assert minutes_before(spent) == pytest.approx((60 + 120 * 63 / 4) / 60)
     lines = table(spent)
     assert ".ci/run before the tests: install 60 s, features 90 s, rotation 30 s" in lines
-    total = minutes(TESTS, 126.0, mean) + minutes_before(spent)
+    total = minutes(TESTS, 8.0, mean) + minutes_before(spent)
     assert total > 45 and f"{total:.1f} at the means (limit 45)  OVER" in lines[-1]
     assert not any("OVER" in line for line in table(Spent(TESTS, [], 8.0))[-2:])
 
@@ -137,12 +148,16 @@ def test_two_workers_share_a_file_by_paper_and_their_seconds_are_summed(tmp_path
     assert ".ci/run before the tests: install 60 s, features 90 s" in lines
     made = sorted(path.name for path in tmp_path.iterdir() if "-gw" in path.name)
     assert len(made) == 2 and {name[-1] for name in made} == {"0", "1"}, made
+    kept = tmp_path / ".pytest_cache" / "v" / by_paper.KEPT
+    spent = Spent(**json.loads(kept.read_text("utf-8")))
+    assert spent.starting > 0.1 and min(spent.collecting.values()) > 0
+    assert set(spent.collecting) == set(spent.tests) and len(spent.tests) == 13
     (cup,) = (line.split() for line in lines if line.startswith("cup "))
     assert 0.4 < float(cup[2]) < 5
     again = subprocess.run([sys.executable, "tests/by_paper.py"], cwd=tmp_path,
                            capture_output=True, text=True, timeout=60)
     assert again.stdout.splitlines()[-1] == lines[-2]
-    (tmp_path / ".pytest_cache" / "v" / by_paper.KEPT).unlink()
+    kept.unlink()
     again = subprocess.run([sys.executable, "tests/by_paper.py"], cwd=tmp_path,
                            capture_output=True, text=True, timeout=60)
     assert again.returncode == 1 and "python -m pytest" in again.stderr

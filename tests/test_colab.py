@@ -167,6 +167,7 @@ def test_all_notebooks_install_in_one_way():
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_colab_keeps_its_torch(tmp_path, machine):
     command = next(iter(COMMANDS.values()))
@@ -184,6 +185,7 @@ def test_the_lower_bounds_are_those_of_the_machine_above():
     assert set(bounds) == {"torch", "torchvision"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", ["a newer bound", "an upper bound", "an upgrade", "an older machine"]
 )

@@ -157,6 +157,7 @@ def test_a_query_does_not_see_who_is_inverted_beside_it(towers, goals):
     assert torch.allclose(chunks, together, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_in_a_long_inversion_rounding_grows():
     """300 steps in float32 from starts that differ in the last digit, as another batch or
     machine may make it: most end alike, but not all (cosines of 0.98 were seen)."""

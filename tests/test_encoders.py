@@ -140,7 +140,8 @@ def test_transparent_parts_are_white():
 
 
 @pytest.mark.parametrize("name, inputs", [
-    ("random:image:efficientnet-lite0", [picture(0), picture(1)]),
+    pytest.param("random:image:efficientnet-lite0", [picture(0), picture(1)],
+                 marks=pytest.mark.slow),
     ("random:text:minilm", TEXTS),
     ("random:timm:resnet10t", [picture(0), picture(1)]),
 ])

@@ -84,6 +84,7 @@ def test_e5_equals_the_compiled_engine(e5):
     torch.testing.assert_close(means, got, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_e5_knows_what_a_text_says_in_other_languages(e5):
     en, de, ja = ["a red fox", "the stock market fell", "a birthday cake"], [
         "die Börse gab nach", "ein roter Fuchs", "eine Geburtstagstorte"], [
@@ -93,6 +94,7 @@ def test_e5_knows_what_a_text_says_in_other_languages(e5):
     assert (en @ ja.T).argmax(1).tolist() == [2, 1, 0]
 
 
+@pytest.mark.slow
 def test_e5_spells_texts_as_it_was_trained(e5):
     """Two spellings of one text: composed or not, wide or narrow, spaces doubled."""
     plain, other = ["Café 12 für alle"], ["Cafe\u0301  \uff11\uff12 fu\u0308r alle"]
@@ -216,7 +218,8 @@ def test_whisper_equals_ctranslate2():
 
 
 @pytest.mark.parametrize("name, inputs", [
-    ("random:image:mobilenetv2", [picture(0), picture(1), picture(2)]),
+    pytest.param("random:image:mobilenetv2", [picture(0), picture(1), picture(2)],
+                 marks=pytest.mark.slow),
     ("random:sound:yamnet", [sound(0, 0.5), sound(1, 1.5), sound(2, 1)]),
     ("random:sound:whisper-tiny.en", [sound(0, 0.5), sound(1, 6.5), sound(2, 1)]),
 ])
@@ -231,6 +234,7 @@ def test_random_twins(name, inputs):
     torch.testing.assert_close(alone, a[:1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_random_twin_of_e5(e5):
     twin = load("random:text:e5-multilingual", seed=3)
     a, b = twin.encode(TEXTS[:3])[-1], e5.encode(TEXTS[:3])[-1]

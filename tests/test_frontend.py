@@ -95,6 +95,7 @@ def draw(**chosen):
     ("[{'a': 1}, [1, 2]]", ["{'a': 1}", "[1, 2]"]), ("range(3)", ["0", "1"]),
     ("[np.float64(0.5), np.int64(2)]", ["np.float64(0.5)", "np.int64(2)"]),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_a_control_of_any_kind_follows_the_hand(live, values, shown):
     first, second = shown
     found = live.run(START + f"explore(draw, 'alt', size={values}, other=[1, 2])")
@@ -105,6 +106,7 @@ def test_a_control_of_any_kind_follows_the_hand(live, values, shown):
     assert f"size={first} other=2" in live.move("size", 0)
 
 
+@pytest.mark.slow
 def test_a_name_of_a_control_is_not_cut_and_its_text_is_short(live):
     live.run(START + "explore(draw, 'alt', temperature_of_the_loss=[1, 2],\n"
              "        word=['a ' * 99, 'b\\nc'])")
@@ -121,6 +123,7 @@ def test_a_name_of_a_control_is_not_cut_and_its_text_is_short(live):
     assert found == ["initial"]
 
 
+@pytest.mark.slow
 def test_set_up_has_a_live_notebook_break_lines_between_words(live):
     found = live.run("from alignkit.course.setup import setup\nsetup([3, 4])")
     assert found[0] == "text/html" and found[1].startswith("Python 3.")
@@ -177,6 +180,7 @@ def notebook(parameters: str, tail: str = "setup(seed=seeds[0])") -> nbformat.No
         "name": "python3", "display_name": "Python 3", "language": "python"}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options, message", [
     (["-p", "seeds", "[1]"], "parameter seeds must be a list of whole numbers, such as "
                              "[0]; got '[1]'. papermill's -p hands over a text: write -y "

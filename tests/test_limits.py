@@ -133,6 +133,7 @@ def test_texts_that_are_cut_or_unknown_are_counted_and_said(tmp_path):
         assert "such as '猫'" in strange
 
 
+@pytest.mark.slow
 def test_blocks_add_up_and_nothing_is_said_of_plain_texts(tmp_path):
     name = model_folder(tmp_path / "m", "BertModel", None)
     texts = [f"{'red ' * (k % 17)}dog{' red' * (k // 17)}" for k in range(300)]
@@ -168,7 +169,8 @@ def tiny(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name, long, unknown", [
-    ("text:minilm", "a cat " * 64, "𓂀𓃠"), ("text:e5-multilingual", "a cat " * 300, "𓂀")])
+    ("text:minilm", "a cat " * 64, "𓂀𓃠"),
+    pytest.param("text:e5-multilingual", "a cat " * 300, "𓂀", marks=pytest.mark.slow)])
 def test_the_packaged_encoders_say_it_too(name, long, unknown):
     with pytest.warns(UserWarning) as said:
         add_features(Pairs.make({"text": ["a cat", long, unknown, " "]}), "text", name)

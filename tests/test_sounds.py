@@ -343,6 +343,7 @@ def tones(rate: float, seconds: float, top: float) -> torch.Tensor:
     return (bell * torch.sin(2 * torch.pi * t[:, None] * pitches + 1).mean(1)).float()
 
 
+@pytest.mark.slow
 @given(st.one_of(st.integers(1000, 24_000), st.sampled_from(
            [8000, 11_025, 11_127, 22_050, 22_254, 44_100, 48_000, 96_000, 11_127.25])),
        st.sampled_from([16_000, 48_000]), st.floats(0.3, 0.6))  # fmt: skip

@@ -116,6 +116,7 @@ print(doctor())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_build_stops_only_what_needs_it(wrong, name):
     """Beside a wrong torchaudio all but its own models goes on; transformers and timm need
