@@ -179,11 +179,10 @@ def test_a_name_that_is_missing_is_said(first):
 
 @pytest.mark.slow
 def test_every_kind_of_unfinished_answer_has_its_message(tmp_path):
-    """Tags may be lost; the last definition counts."""
+    """Tags may be lost."""
     path = notebook(
         tmp_path / "01-shared-space.ipynb",
         "def cosine(images, texts):\n return (",
-        GAP.replace("normalize", "norm"),
         STUB.format("modality_gap"),
         tags=False,
     )
@@ -207,6 +206,8 @@ PYTHON_IN_IPYTHON = {
     "help in front": "?normalize\n" + COSINE,
     "magic": "%load_ext autoreload\n%time 1 + 1\n" + COSINE,
     "timed cell": "%%time\n" + COSINE,
+    "measured cell": "%%memit -r 2\n" + COSINE,
+    "logged cell": "%%wandb\n" + COSINE,
     "prompts": "".join(
         f"{'>>>' if i == 0 else '...'} {line}\n"
         for i, line in enumerate(COSINE.splitlines())),
@@ -228,6 +229,41 @@ def test_an_answer_is_found_in_what_ipython_takes(kind):
         exec(compile("from __future__ import annotations\n" + statement, kind, "exec"),
              space)
     assert exercises_of("shared-space")["cosine"].grade(space["cosine"])
+
+
+BUILT = {  # from public reports of other graders: how helpers come to be
+    "a stub left below": [COSINE, "def cosine(images, texts):\n    'Fill in.'\n    ...",
+                          "def cosine(*_):\n    raise NotImplementedError('yours')"],
+    "registered by type": [
+        "from functools import singledispatch\n@singledispatch\ndef size(x):\n    ...",
+        "@size.register\ndef _(x: torch.Tensor):\n    return normalize(x)",
+        COSINE.replace("normalize", "size")],
+    "filled by a function": [
+        "kept = []\ndef fill(these):\n    these.append(normalize)", "fill(kept)",
+        COSINE.replace("normalize", "kept[0]")],
+    "given a method": [
+        "class Tool:\n    pass\nsetattr(Tool, 'run', staticmethod(normalize))",
+        COSINE.replace("normalize", "Tool.run")],
+    "changed by a library": [
+        "import heapq\nkept = []\nheapq.heappush(kept, 1)",
+        COSINE.replace("normalize(images)", "normalize(images) * kept[0]")],
+    "a dialogue": ["name = input('Who are you?')\nprint(normalize, cosine)", COSINE],
+}
+
+
+@pytest.mark.parametrize("kind", BUILT)
+def test_an_answer_has_what_it_uses(kind):
+    space = {}
+    for statement in answer("cosine", [SETUP, *BUILT[kind]]).statements:
+        exec(compile(statement, kind, "exec"), space)
+    assert exercises_of("shared-space")["cosine"].grade(space["cosine"])
+
+
+@pytest.mark.slow
+def test_names_that_a_notebook_has_without_an_import(first):
+    look = ":\n    display(1)\n    %time sum([1])\n    get_ipython().system('ls')\n"
+    marks = first(*(code.replace(":\n", look, 1) for code in (COSINE, HIT, GAP)))
+    assert [m.message for m in marks.values() if not m.points] == []
 
 
 # Marks that are not earned --------------------------------------------------------------
@@ -487,6 +523,26 @@ def test_links_and_what_systems_leave_behind(tmp_path, capsys):
     assert len(lines) == 3
     assert lines[0].startswith("gone-01-shared-space.ipynb: not graded: ")
     assert lines[1].startswith(str(Path("linked/ann/01-shared-space.ipynb: 3/3")))
+
+
+@pytest.mark.slow
+def test_files_as_browsers_and_course_sites_hand_them_out(tmp_path, capsys):
+    """A further ending is read; an archive with notebooks in it is named, not passed over."""
+    work, folder = notebook(tmp_path / "01-shared-space.ipynb", COSINE, HIT, GAP), tmp_path / "in"
+    folder.mkdir()
+    (tmp_path / "data.csv").write_text("a,b")
+    shutil.copy(work, folder / "ann 01-shared-space.ipynb.txt")
+    for name, kind in ("bob", "zip"), ("cem", "gztar"):
+        shutil.make_archive(str(folder / name), kind, tmp_path, work.name)
+        shutil.make_archive(str(folder / f"{name}-data"), kind, tmp_path, "data.csv")
+    (folder / "broken.zip").write_text("no archive")
+    assert main(["grade", str(folder)]) == 1
+    ann, bob, cem, seed = capsys.readouterr().out.splitlines()
+    assert ann.startswith("ann 01-shared-space.ipynb.txt: 3/3")
+    for line, name in (bob, "bob.zip"), (cem, "cem.tar.gz"):
+        assert line.startswith(f"{name}: not graded: ") and line.endswith("unpack it first")
+    assert main(["grade", str(folder / "bob.zip")]) == 1
+    assert "an archive with notebooks in it" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -83,6 +83,7 @@ def test_student_version_has_stubs_and_no_solutions(path, tmp_path):
     assert not any(cell.get("outputs") for cell in mine.cells)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=_name)
 def test_stubs_say_so_solutions_pass_and_mistakes_are_explained(path):
     """Only the parameters, set-up and exercise cells run, in one process."""

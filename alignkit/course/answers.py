@@ -17,8 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+SHOW = ("print", "display", "exercises", "plots", "get_ipython")  # change nothing
 SURE = (*FUNCTIONS, ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom)
-TIMERS = ("time", "timeit", "capture", "prun")  # cell magics around plain Python
+# Cell magics around what is no Python of this kernel; all others are taken for timers and
+# the like, whose cell is Python.
+ELSEWHERE = ("!", "bash", "cmd", "cython", "file", "html", "HTML", "javascript", "js",
+             "latex", "markdown", "perl", "pypy", "python", "python2", "python3", "R",
+             "ruby", "script", "sh", "sql", "svg", "SVG", "sx", "system", "writefile")
 BROKEN = (SyntaxError, ValueError, RecursionError, MemoryError)  # what parsers raise
 
 
@@ -40,10 +45,10 @@ class Statement(NamedTuple):
     """A statement of the notebook, and the names that it has to do with."""
 
     source: str
-    defines: set[str]  # by def or class
+    defines: set[str]  # by def or class, with something in it
     binds: set[str]  # gives a value to, definitions included
     changes: set[str]  # x[i] = …, x.a = …
-    calls: set[str]  # x.append(…), standing alone
+    calls: set[str]  # x.append(…) and f(x), standing alone; @x.register
     reads: set[str]
     later: set[str]  # read when a function of it is called
     sure: bool  # it binds in any case: not within an `if`, `for`, `try` …
@@ -106,7 +111,7 @@ def _nodes(source: str) -> list[ast.stmt]:
         case [ast.Expr(ast.Call(
                 ast.Attribute(attr="run_cell_magic"),
                 [ast.Constant(magic), _, ast.Constant(body)]))]:
-            return _nodes(body) if magic in TIMERS else []
+            return [] if magic in ELSEWHERE else _nodes(body)
     return nodes
 
 
@@ -116,16 +121,13 @@ def _statement(node: ast.stmt) -> Statement:
     symbols = table.get_symbols()
     later = set(_later(table))
     top = list(_top(node))
-    calls = {_base(x.value.func) for x in top
-             if isinstance(x, ast.Expr) and isinstance(x.value, ast.Call)
-             and isinstance(x.value.func, ast.Attribute)}
     return Statement(
         source,
-        defines={x.name for x in top if isinstance(x, FUNCTIONS)},
+        defines={x.name for x in top if isinstance(x, FUNCTIONS) and not _empty(x)},
         binds={s.get_name() for s in symbols if s.is_assigned() or s.is_imported()},
         changes={_base(x) for x in top if isinstance(x, (ast.Subscript, ast.Attribute))
                  and not isinstance(x.ctx, ast.Load)} - {""},
-        calls=calls - {""},
+        calls={name for x in top for name in _called(x)} - {""},
         reads={s.get_name() for s in symbols if s.is_referenced()} | later,
         later=later,
         sure=isinstance(node, SURE),
@@ -147,6 +149,34 @@ def _top(node: ast.AST) -> Iterator[ast.AST]:
             yield from _top(inner)
 
 
+def _called(node: ast.AST) -> Iterator[str]:
+    """Names that a call may change that stands alone, or a decorator that is a method."""
+    match node:
+        case ast.Expr(ast.Call(func, given, named)) if _base(func) not in SHOW:
+            yield from map(_base, [*given, *(k.value for k in named)])
+            if isinstance(func, ast.Attribute):
+                yield _base(func)
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            for made in node.decorator_list:
+                made = made.func if isinstance(made, ast.Call) else made
+                if isinstance(made, ast.Attribute):
+                    yield _base(made)
+
+
+def _empty(node: ast.stmt) -> bool:
+    """A stub: nothing but a text, `...`, `pass` or `raise NotImplementedError`."""
+    def nothing(x: ast.stmt) -> bool:
+        match x:
+            case ast.Pass() | ast.Expr(ast.Constant()):
+                return True
+            case ast.Raise(ast.Name("NotImplementedError") | ast.Call(
+                    ast.Name("NotImplementedError"))):
+                return True
+        return False
+
+    return not isinstance(node, ast.ClassDef) and all(map(nothing, node.body))
+
+
 def _base(node: ast.expr) -> str:
     """The x of x.a[i].b; "" where it is no name."""
     while isinstance(node, (ast.Attribute, ast.Subscript)):
@@ -157,7 +187,8 @@ def _base(node: ast.expr) -> str:
 # Answers -------------------------------------------------------------------------------
 def answer(name: str, code: list[str]) -> Answer | None:
     """The last cell that defines an exercise's function, with what it uses of the cells
-    above; one that assigns the name if none defines it; None if there is neither."""
+    above; one that assigns the name or has a stub if none defines it; else None. So a stub
+    that was left below an answer takes nothing away."""
     cells, broken = [], None
     for source in code:
         try:

@@ -11,10 +11,13 @@ functions stands in `worker.POLICY`: those of `Exercise.allowed` work, all other
 This is no sandbox: students' code runs with the rights of whoever grades it.
 """
 
+import contextlib
 import json
 import os
 import re
 import secrets
+import tarfile
+import zipfile
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +27,7 @@ from .exercises import Exercise, ExerciseError, NotFilledIn
 from .process import Stopped, outcomes_of
 
 LONGEST_MESSAGE = 600  # characters
+ENDINGS = (".ipynb", ".ipynb.txt", ".ipynb.json")  # some browsers add one
 RIGHT, WRONG, OPEN = "right", "wrong", "not filled in"
 
 
@@ -62,6 +66,8 @@ def grade(
         ValueError: not a notebook, or no exercises known for it.
     """
     path = Path(path)
+    if is_packed(path):
+        raise ValueError(f"{path}: an archive with notebooks in it: unpack it first")
     notebook = read(path)
     exercises = exercises_of(slug or slug_of(path, notebook.card))
     seed = fresh_seed() if seed is None else seed
@@ -161,8 +167,9 @@ def write(marks: dict[str, list[Mark] | str], out: Path, seed: int) -> Path:
 
 
 def notebooks_in(folder: Path) -> list[Path]:
-    """The .ipynb files of a folder, linked folders included; not those that a system
-    leaves behind (.ipynb_checkpoints, other dot files, __MACOSX)."""
+    """The .ipynb files of a folder, linked folders included, and archives with some in
+    them; not those that a system leaves behind (.ipynb_checkpoints, other dot files,
+    __MACOSX)."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
@@ -176,9 +183,21 @@ def notebooks_in(folder: Path) -> list[Path]:
             above = [p.resolve() for p in (folder, *folder.parents)]
             if path.resolve() not in above:  # else a link leads round in a circle
                 found += notebooks_in(path)
-        elif name.lower().endswith(".ipynb"):
+        elif name.lower().endswith(ENDINGS) or is_packed(path):
             found.append(path)
     return found
+
+
+def is_packed(path: Path) -> bool:
+    """Whether it is a .zip or .tar with notebooks in it, as some course sites hand out."""
+    with contextlib.suppress(OSError, zipfile.BadZipFile, tarfile.TarError):
+        if path.suffix.lower() == ".zip":
+            with zipfile.ZipFile(path) as packed:
+                return any(name.endswith(ENDINGS) for name in packed.namelist())
+        if path.name.lower().endswith((".tar", ".tgz", ".tar.gz")):
+            with tarfile.open(path) as packed:
+                return any(name.endswith(ENDINGS) for name in packed.getnames())
+    return False
 
 
 def exercises_of(slug: str) -> dict[str, Exercise]:
