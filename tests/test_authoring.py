@@ -2,6 +2,7 @@
 notebook."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -188,6 +189,10 @@ def test_the_design_says_what_is_subtracted(made, capsys):
     out = " ".join(capsys.readouterr().out.split())
     assert "points, more minus less; margin 0.001 (a test)" in out
     assert "null: no signal, wanted 0 ± 0.05" in out
+    ((name, claim),) = made.claims.items()
+    made.claims[name] = replace(claim, statistic=min, subtracts="the least of\nboth")
+    made.design()
+    assert "points, the least of both; margin 0.001" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_verdicts_are_a_table_and_a_figure(made, capsys, monkeypatch):

@@ -333,7 +333,8 @@ def test_one_name_is_one_arm(change):
     ({"baseline": "none"}, "baseline 'none' is no arm"),
     ({"method": "none"}, "method 'none' is no arm"),
     ({"differs": "luck"}, "differs must be"), ({"margin": 0.0}, "margin is 0.0"),
-    ({"margin_why": " "}, "margin_why is empty")])
+    ({"margin_why": " "}, "margin_why is empty"),
+    ({"subtracts": "most minus less"}, "without a statistic of its own it is the method")])
 def test_claim_refuses(change, message):
     with pytest.raises(ValueError, match=message):
         claim(**change)

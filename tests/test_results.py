@@ -11,7 +11,9 @@ from fake_claims import claim, result_of
 from alignkit.claims import (
     Reported, code_hash, headline, load, paper, scoreboard, slugs, stored, summary,
 )  # fmt: skip
-from alignkit.claims.registered import BEFORE_THE_RULE, MOST_CLAIMS, registrations
+from alignkit.claims.registered import (
+    BEFORE_THE_RULE, MOST_CLAIMS, design, registrations,
+)  # fmt: skip
 from alignkit.claims.scoreboard import by_chance, p_of
 from alignkit.course.guide import verdict_pages
 from alignkit.stats import Interval, equivalent, second_look, t_interval, verdict
@@ -206,6 +208,19 @@ def half(x):  # why
     # why not
     return x / 2
 '''
+
+
+def test_what_a_statistic_subtracts_is_words_too():
+    """It changes neither the code's hash nor that of the registered design."""
+    from alignkit.claims.results import _code
+
+    code = "claim(\n    1,\n    statistic=min)"
+    said = code.replace("    stat", "    subtracts='ä '\n      'line',\n    stat")
+    assert _code(said) == _code(code)
+    assert _code(said.replace("'line',", "'line', units=3,")) != _code(code)
+    assert _code(said.replace("subtracts", "sentence")) != _code(code)
+    own = claim(statistic=min)
+    assert design([own]) == design([dataclasses.replace(own, subtracts="the least of both")])
 
 
 def test_words_may_be_mended_without_a_new_run():

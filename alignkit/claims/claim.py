@@ -76,7 +76,7 @@ class Claim:
     the others take its weights.
     validate(method, val) gives the figures for choosing, `choose_by` names one.
     measure(trained arms) -> {arm: figure}; statistic of these, by default method minus
-    baseline.
+    baseline. subtracts: what another statistic is, in words, such as "plain minus inverted".
     margin: the smallest difference worth having, above 0, and `margin_why` it is: stated before
     the run. *holds* needs the whole interval above it; with `equivalence` the claim is
     that there is no difference, and holds inside ± margin.
@@ -87,7 +87,8 @@ class Claim:
     -> baseline); the pilot puts a second run of the twin in its place.
 
     Raises:
-        ValueError: an unknown arm or kind, or a margin that is not above 0.
+        ValueError: an unknown arm or kind, a margin that is not above 0, or `subtracts`
+            without a statistic.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Claim:
     grid: Sequence[Mapping] = ({},)
     budgets: Mapping[str, Mapping] = field(default_factory=dict)
     statistic: Callable[[dict[str, float]], float] | None = None
+    subtracts: str = ""
     equivalence: bool = False
     headline: bool = False
     units: int | None = None
@@ -129,6 +131,9 @@ class Claim:
         if not self.margin > 0:
             raise ValueError(f"{said}: margin is {self.margin}; it must be above 0, the "
                              "smallest difference worth having")
+        if self.subtracts and not self.statistic:
+            raise ValueError(f"{said}: subtracts is {self.subtracts!r}, but without a statistic "
+                             "of its own it is the method minus the baseline")
         if not self.margin_why.strip():
             raise ValueError(f"{said}: margin_why is empty; say in a line why a difference below "
                              f"{self.margin:g} would not be worth having")

@@ -205,6 +205,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         claim("shared-codes", "pooled",
               "The ten best codes of a picture overlap more than twice as much with "
               "those of its own caption as with those of others.",
+              subtracts="the ratio of fdt minus 1",
               measure=overlap_ratio, statistic=lambda f: f["fdt"] - 1, margin=1.0,
               margin_why="twice as much as others', as the sentence says",
               figure="overlap, own / others",

@@ -205,6 +205,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         """A claim that a figure of the test rows falls."""
         return Claim(
             name=name, sentence=says, measure=by_arm(measure), figure=unit,
+            subtracts="plain minus m2",
             margin=margin, margin_why=why, statistic=lambda f: f["plain"] - f["m2"],
             condition=Condition("gap of the plain heads", gap, 0.4, 2.0),
             null=Null(no_gap, centred, 0.0, margin), **against)

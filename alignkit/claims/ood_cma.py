@@ -261,6 +261,12 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         return Claim(
             name=name, sentence=sentence, figure=figure, measure=measure, margin=margin,
             margin_why=why or WORTH["margin_why"], **rest,
+            subtracts={"gap": "minus the slope of the gap over the list of weights",
+                       "alignment": "the slope of the cosine over the list of weights",
+                       "fewer-false": f"infonce minus {cma}",
+                       "not-without": f"{cma} minus infonce by negative labels, less the "
+                                      "same by MCM",
+                       }.get(name, f"{cma} minus infonce"),
             arms=arms, baseline="infonce", method=list(arms)[-1], differs="method",
             twins={arm: "infonce" for arm in arms if arm != "infonce"},
             budget=s.budget, choose_by="accuracy", statistic=statistic,

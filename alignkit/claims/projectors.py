@@ -243,6 +243,7 @@ def _coverage(pool: Pairs, s: Scale, where: str, common: dict) -> list[Claim]:
               sentence=f"{where}, captions that cover the concepts evenly classify better "
                        "than as many random ones.", **common),
         Claim(name="random-retrieves", figure="hit@10", measure=held_out_hits,
+              subtracts="random minus balanced",
               statistic=lambda f: f["random"] - f["balanced"],
               sentence=f"{where}, the random captions retrieve better than the balanced "
                        "ones (random minus balanced).", **common)]
@@ -277,6 +278,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     first, *_, last = joined
     found.append(Claim(
         name="cka", arms=joined, baseline=last, method=first, differs="data",
+        subtracts="Spearman's rho between CKA and hit@10, over the pairs of encoders",
         measure=agreement, figure="rho", statistic=rho, twins={k: k for k in joined},
         sentence=f"{where}, encoders whose CKA is higher retrieve better once joined "
                  "(Spearman's rho over pairs of encoders).",

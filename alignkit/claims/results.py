@@ -168,13 +168,19 @@ def code_hash(slug: str) -> str:
 
 
 def _code(source: str) -> str:
-    """Python source without docstrings, comments, empty lines and trailing spaces."""
+    """Python source without docstrings, comments, empty lines and trailing spaces, and
+    without a claim's `subtracts`, words for readers, where it has lines of its own."""
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column]
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.keyword) and node.arg == "subtracts":
+            first, last = node.value.lineno - 1, node.value.end_lineno
+            after = lines[last - 1].encode()[node.value.end_col_offset:].strip()
+            if lines[first].lstrip().startswith("subtracts=") and after == b",":
+                lines[first:last] = [""] * (last - first)
         if (isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
                 and ast.get_docstring(node, clean=False) is not None):
             text = node.body[0]

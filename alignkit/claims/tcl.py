@@ -269,6 +269,8 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
                                        "each modality keeps more neighbours."),
         claim(*half, purity, "purity", 0.03, ("cma@0.0", "imc@0.0"),
               twins={f"imc@{rho}": f"cma@{rho}" for rho in RHOS},
+              subtracts="imc minus cma where half of the captions are wrong, less the same "
+                        "where none is",
               statistic=lambda f: gain(f, 0.5) - gain(f, 0.0), condition=gone,
               name="more-with-noise", sentence="It keeps more with half of the captions "
                                                "wrong than with none."),
@@ -284,6 +286,8 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
               twins={f"imc@{kind}": f"cma@{kind}" for kind in ("known", "blind")},
               condition=Condition("copies that a row meets",
                                   lambda arm: copies_met(arm, seen), 0.5, 100.0),
+              subtracts="imc minus cma where near-duplicates are known, less the same where "
+                        "they are strangers",
               statistic=lambda f: gain(f, "known") - gain(f, "blind"),
               sentence="Near-duplicates that are strangers cost it some of its gain."),
     ]

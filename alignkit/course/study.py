@@ -50,8 +50,8 @@ class Study:
     def design(self, *names: str) -> None:
         """Print for each claim what is subtracted from what, margin and null."""
         for claim in self._named(names):
-            what = ("a statistic of the arms" if claim.statistic else
-                    f"{claim.method} minus {claim.baseline}")
+            what = claim.subtracts or ("a statistic of the arms" if claim.statistic else
+                                       f"{claim.method} minus {claim.baseline}")
             null = claim.null
             _print(f"{claim.name}: {claim.sentence}")
             _print(f"{claim.figure}, {what}; margin {claim.margin:g}"
