@@ -24,7 +24,6 @@ OLD = {
     "1-objectives/07-gssf.ipynb",
     "1-objectives/10-ood-cma.ipynb",
     "1-objectives/12-side-by-side.ipynb",
-    "2-frozen/01-projectors.ipynb",
 }
 
 

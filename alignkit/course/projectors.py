@@ -1,4 +1,5 @@
-"""Exercises of the notebook on projectors: a token projector, CKA, balanced captions."""
+"""Exercises of the notebook on projectors: balanced captions, a text side to mend, and
+whether a rank correlation leans on one bad encoder."""
 
 import torch
 from torch.nn import functional as F
@@ -6,148 +7,7 @@ from torch.nn import functional as F
 from .exercises import Exercise, Mistake, random_rows, random_size
 
 
-# Exercise 1: the token projector ------------------------------------------------------
-def _two_branches(x, w1, w2, w3):
-    """Layer norm, then the straight branch plus the bent one, [..., d_out]."""
-    y = F.layer_norm(x, x.shape[-1:])
-    return y @ w1.T + F.gelu(y @ w2.T) @ w3.T
-
-
-def _no_norm(x, w1, w2, w3):
-    return x @ w1.T + F.gelu(x @ w2.T) @ w3.T
-
-
-def _norm_of_one(x, w1, w2, w3):
-    return x @ w1.T + F.gelu(F.layer_norm(x, x.shape[-1:]) @ w2.T) @ w3.T
-
-
-def _in_a_row(x, w1, w2, w3):
-    y = F.layer_norm(x, x.shape[-1:])
-    return F.gelu(y @ w1.T) @ w3.T
-
-
-def _bent_only(x, w1, w2, w3):
-    y = F.layer_norm(x, x.shape[-1:])
-    return F.gelu(y @ w2.T) @ w3.T
-
-
-def _relu(x, w1, w2, w3):
-    y = F.layer_norm(x, x.shape[-1:])
-    return y @ w1.T + F.relu(y @ w2.T) @ w3.T
-
-
-def _weights_case(generator):
-    n, t, d, width = (random_size(generator, low, low + 4) for low in (2, 2, 4, 3))
-    x = random_rows(generator, n * t, d).view(n, t, d)
-    w1, w2 = torch.randn(2, width, d, generator=generator)
-    return x, w1, w2, torch.randn(width, width, generator=generator)
-
-
-two_branches = Exercise(
-    name="two_branches",
-    task="y = layer norm of x (no weights); return W1 y + W3 gelu(W2 y), token by token",
-    reference=_two_branches,
-    cases=_weights_case,
-    mistakes={
-        "no layer norm": Mistake(
-            _no_norm,
-            "leave out the layer norm. Tokens of frozen encoders differ much in length; "
-            "both branches read the normalised token.",
-        ),
-        "relu": Mistake(
-            _relu,
-            "bend with ReLU. The bend is a GELU, which lets small negative values "
-            "through: F.gelu.",
-        ),
-        "norm of one branch": Mistake(
-            _norm_of_one,
-            "give the raw token to the straight branch. The layer norm stands before "
-            "both.",
-        ),
-        "bent branch alone": Mistake(
-            _bent_only,
-            "forget the straight branch W1 y. It is added to the bent one.",
-        ),
-        "in a row": Mistake(
-            _in_a_row,
-            "put W1 before the bend. W1 is a branch of its own, W2 feeds the gelu.",
-        ),
-    },
-)
-
-
-# Exercise 2: CKA ----------------------------------------------------------------------
-def _agreement(x, y):
-    """Linear CKA of paired rows, one number."""
-    x, y = x - x.mean(0), y - y.mean(0)
-    return (x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())
-
-
-def _not_centred(x, y):
-    return (x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())
-
-
-def _no_square(x, y):
-    x, y = x - x.mean(0), y - y.mean(0)
-    return (x.T @ y).norm() / ((x.T @ x).norm() * (y.T @ y).norm()).sqrt()
-
-
-def _lengths_below(x, y):
-    x, y = x - x.mean(0), y - y.mean(0)
-    return (x.T @ y).norm() ** 2 / (x.norm() ** 2 * y.norm() ** 2)
-
-
-def _rows_centred(x, y):
-    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-    return (x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())
-
-
-def _one_mean(x, y):
-    x, y = x - x.mean(), y - y.mean()
-    return (x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())
-
-
-def _pairs_case(generator):
-    n, d, e = (random_size(generator, low, low + 5) for low in (6, 3, 4))
-    x = random_rows(generator, n, d)
-    return x, x @ torch.randn(d, e, generator=generator) + random_rows(generator, n, e)
-
-
-agreement = Exercise(
-    name="agreement",
-    task="centre columns; |XᵀY|² / (|XᵀX| |YᵀY|) with Frobenius norms, one number",
-    reference=_agreement,
-    cases=_pairs_case,
-    mistakes={
-        "not centred": Mistake(
-            _not_centred,
-            "do not subtract the mean row. Features of all encoders have large means, "
-            "and then everything agrees with everything.",
-        ),
-        "no square": Mistake(
-            _no_square,
-            "take the root: the norm above is squared, the two below are not.",
-        ),
-        "lengths below": Mistake(
-            _lengths_below,
-            "divide by |X|² |Y|². Below stand |XᵀX| and |YᵀY|, or a matrix would not "
-            "agree with itself.",
-        ),
-        "one mean": Mistake(
-            _one_mean,
-            "subtract one mean of all entries. Each column has a mean of its own: "
-            "x.mean(0).",
-        ),
-        "rows centred": Mistake(
-            _rows_centred,
-            "subtract each row's own mean. The mean over rows, one a column, is what "
-            "H removes.",
-        ),
-    },
-)
-
-
-# Exercise 3: balanced captions --------------------------------------------------------
+# Exercise 1, build: balanced captions --------------------------------------------------
 def _taker(scores, per_class, depth, order=None, again=False):
     """The class that takes each caption, −1 if none: long [n]."""
     best, rows = scores.topk(depth, dim=0)
@@ -214,6 +74,163 @@ choose = Exercise(
             _taken_twice,
             "let a class take captions that are taken. It goes on in its list to those "
             "that are left, so that each caption belongs to one class.",
+        ),
+    },
+)
+
+# Exercise 2, transfer: a text side with three faults ------------------------------------
+def _tokens(x, w1, w2, w3, over=1, bend=F.gelu):
+    """W1 y + W3 bend(W2 y), y the layer norm of x over its last `over` dimensions."""
+    y = F.layer_norm(x, x.shape[-over:])
+    return y @ w1.T + bend(y @ w2.T) @ w3.T
+
+
+def _mean_of_real(z, real):
+    return (z * real[:, :, None]).sum(1) / real.sum(1, keepdim=True)
+
+
+def _word_side(x, real, *weights):
+    """The mean of the projected real words, [n, d]."""
+    return _mean_of_real(_tokens(x, *weights), real)
+
+
+def _colleague(x, real, *weights):
+    return _tokens(x, *weights, over=2, bend=F.relu).mean(1)
+
+
+def _over_the_length(x, real, *weights):
+    return (_tokens(x, *weights) * real[:, :, None]).mean(1)
+
+
+def _over_the_batch(x, real, *weights):
+    z = (_tokens(x, *weights) * real[:, :, None]).sum((0, 1)) / real.sum()
+    return z.expand(len(x), -1)
+
+
+def _words_case(generator):
+    n, length, d, width = (random_size(generator, low, low + 4) for low in (3, 4, 4, 3))
+    x = random_rows(generator, n * length, d).view(n, length, d)
+    words = torch.randint(1, length, (n, 1), generator=generator)  # at least one padding
+    w1, w2 = torch.randn(2, width, d, generator=generator)
+    w3 = torch.randn(width, width, generator=generator)
+    return x, torch.arange(length) < words, w1, w2, w3
+
+
+word_side = Exercise(
+    name="word_side",
+    task="y = layer norm of each token; W1 y + W3 gelu(W2 y); the mean of the real words",
+    reference=_word_side,
+    cases=_words_case,
+    mistakes={
+        "as it was": Mistake(
+            _colleague,
+            "hand back the colleague's code. Look at the layer norm, the bend and the mean.",
+        ),
+        "relu": Mistake(
+            lambda x, real, *w: _mean_of_real(_tokens(x, *w, bend=F.relu), real),
+            "bend with ReLU. The bend is a GELU, which lets small negative values "
+            "through: F.gelu.",
+        ),
+        "norm of the caption": Mistake(
+            lambda x, real, *w: _mean_of_real(_tokens(x, *w, over=2), real),
+            "normalise a caption as a whole: one mean and one spread for all its words, "
+            "padding included. Each token has its own: x.shape[-1:].",
+        ),
+        "padding counted": Mistake(
+            lambda x, real, *w: _tokens(x, *w).mean(1),
+            "average over padding, too: a caption's vector then hangs on how long the "
+            "others in its batch are.",
+        ),
+        "full length below": Mistake(
+            _over_the_length,
+            "leave padding out of the sum, but divide by the full length. Divide by the "
+            "number of real words.",
+        ),
+        "one mean for all": Mistake(
+            _over_the_batch,
+            "take one mean over all words of all captions. Each caption has a mean of its "
+            "own: dim=1.",
+        ),
+        "mean first": Mistake(
+            lambda x, real, *w: _tokens(_mean_of_real(x, real), *w),
+            "average the words before the projection. The bend then sees nothing but the "
+            "mean (section 5): project, then average.",
+        ),
+    },
+)
+
+
+# Exercise 3, judge: does the claim lean on the random network? --------------------------
+def _places(x):
+    return x.argsort(1).argsort(1).double()
+
+
+def _correlation(a, b):
+    """Pearson's, row by row, [m]."""
+    a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+
+
+def _rho(a, b):
+    return _correlation(_places(a), _places(b))
+
+
+def _graded(alike, hits, measure=_rho, kept=slice(6)):
+    """2: at least one half with all columns and with the kept ones; 1: with all alone."""
+    whole = measure(alike, hits) >= 0.5
+    rest = measure(alike[:, kept], hits[:, kept]) >= 0.5
+    return whole.float() + (whole & rest).float()
+
+
+def _places_once(alike, hits):
+    return _graded(alike, hits, lambda a, b: _correlation(a.argsort(1).double(),
+                                                          b.argsort(1).double()))
+
+
+def _tables_case(generator):
+    """Tables in which trained encoders agree more or less, and untrained ones are poor;
+    none whose rho is one half to rounding."""
+    draw = lambda k: torch.randn(60, k, generator=generator, dtype=torch.float64)
+    good, strength = draw(6), torch.rand(60, 1, generator=generator)
+    alike = torch.cat([0.25 + 0.04 * good, 0.02 + 0.05 * draw(2).abs()], 1)
+    hits = torch.cat([0.5 + 0.1 * (strength * good + (1 - strength) * draw(6)),
+                      0.1 + 0.3 * draw(2).abs()], 1)
+    clear = (_rho(alike, hits) - 0.5).abs() > 1e-3
+    m = random_size(generator, 10, 16)
+    return alike[clear][:m], hits[clear][:m]
+
+
+stands = Exercise(
+    name="stands",
+    task="2 where rho reaches one half with all eight pairs and with the first six, "
+         "1 where with all eight alone, else 0",
+    reference=_graded,
+    cases=_tables_case,
+    mistakes={
+        "Pearson": Mistake(
+            lambda alike, hits: _graded(alike, hits, _correlation),
+            "correlate the numbers themselves. Two points far from the rest then decide "
+            "everything; rho correlates places.",
+        ),
+        "argsort once": Mistake(
+            _places_once,
+            "take argsort once. It lists who stands at each place; the place of each is "
+            "argsort of argsort.",
+        ),
+        "never without": Mistake(
+            lambda alike, hits: 2 * (_rho(alike, hits) >= 0.5).float(),
+            "look at all eight pairs alone. The question is what is left without the "
+            "random network.",
+        ),
+        "six alone": Mistake(
+            lambda alike, hits: (_rho(alike, hits) >= 0.5).float()
+            + (_rho(alike[:, :6], hits[:, :6]) >= 0.5).float(),
+            "add the two answers up. Where all eight do not reach one half there is "
+            "nothing to lose, and the grade is 0.",
+        ),
+        "the other two": Mistake(
+            lambda alike, hits: _graded(alike, hits, kept=slice(2, 8)),
+            "leave out the first two pairs. The random network's are the last two.",
         ),
     },
 )
