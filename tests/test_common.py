@@ -29,6 +29,7 @@ def trained(pairs: Pairs) -> Trained:
 
 def test_a_difference_of_gains_and_its_twins():
     found = common.gains(("plain", "new"), ("plain-one", "new-one"))
+    assert found["subtracts"] == "new minus plain, less new-one minus plain-one"
     figures = {"plain": 0.25, "new": 0.75, "plain-one": 0.5, "new-one": 0.625}
     assert found["statistic"](figures) == 0.5 - 0.125
     assert found["twins"] == {"new": "plain", "new-one": "plain-one"}

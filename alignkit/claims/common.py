@@ -105,7 +105,8 @@ def gains(one: tuple[str, str], other: tuple[str, str]) -> dict:
     """For a claim on a difference of two gains: its `statistic` and its `twins`; one,
     other: baseline and method of each gain."""
     (a, b), (c, d) = one, other
-    return {"statistic": lambda f: f[b] - f[a] - (f[d] - f[c]), "twins": {b: a, d: c}}
+    return {"statistic": lambda f: f[b] - f[a] - (f[d] - f[c]), "twins": {b: a, d: c},
+            "subtracts": f"{b} minus {a}, less {d} minus {c}"}
 
 
 def shuffled_training(splits: Splits, seed: int) -> Splits:

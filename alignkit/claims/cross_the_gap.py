@@ -246,7 +246,8 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
             measure=by_arm(measure), figure=figure, headline=name == "images", units=TOWERS,
             margin=MARGIN, margin_why="one in a hundred, of eight pairs of towers",
             budget=Budget(steps=0), validate=lambda method, splits: {}, choose_by=figure,
-            subtracts="plain minus inverted" if "statistic" in rest else "",
+            subtracts=rest.pop("subtracts", "plain minus inverted" if "statistic" in rest
+                               else ""),
             null=Null("nouns of the test rows shuffled", shuffled_nouns, 0.0, 0.02),
             condition=Condition(f"{figure} of the arm {baseline!r} leaves room", measure,
                                 *room), **rest)

@@ -182,7 +182,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
             name="fewer-pairs", figure="hit@10", measure=held_out_hits, **WORTH,
             sentence="The regulariser gains more where training pairs are fewer (minus the "
                      "slope of its gain a tenfold of pairs).",
-            subtracts="minus the slope of keep minus plain a tenfold of pairs",
+            subtracts="minus the slope of (keep minus plain), a tenfold of pairs",
             statistic=lambda figures: -slope([math.log10(n) for n in sizes],
                                              [gain(figures, n) for n in sizes]),
             twins={f"keep@{n}": f"plain@{n}" for n in sizes},
