@@ -8,6 +8,7 @@ caption says. Every result on them is labelled 'composed'.
 import hashlib
 import io
 import random
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from alignkit.data.columns import BY_PROVENANCE, Lazy, digest
+from alignkit.data.corpora import choose
 from alignkit.data.emoji import sources_hash
 from alignkit.data.fetch import asset
 from alignkit.data.pairs import Pairs, Provenance
@@ -38,20 +40,24 @@ class Placed(NamedTuple):
     shape: str = ""
 
 
-def objects(each: int = 20, *, corpus_seed: int = 0, size: int = CANVAS) -> Pairs:
-    """`each` pictures of every one of the 64 nouns of `scenes`.
+def objects(each: int = 20, *, nouns: Sequence[str] = tuple(NOUNS), corpus_seed: int = 0,
+            size: int = CANVAS) -> Pairs:
+    """`each` pictures of every one of the `nouns` (of `scenes`; all 64 by default).
 
     Columns: `image` (Lazy, RGB of size × size), `text` ("a dog on a blue disc") and
     `text_short` ("a photo of a dog"). Labels `noun`, `colour` and `shape`. Beside the
-    named thing stand none to three others, smaller, without a plate.
+    named thing stand none to three others of the nouns, smaller, without a plate.
 
-    Raises ValueError for a number out of range.
+    Raises ValueError for a number out of range, fewer than four nouns, or one that is
+    unknown or given twice.
     """
     if each < 1 or size < 16:
         raise ValueError(f"each must be at least 1 and size at least 16, got {each} and "
                          f"{size}")
-    made = [_compose(random.Random(f"{corpus_seed} {noun} {k}"), noun)
-            for k in range(each) for noun in NOUNS]
+    if len(nouns := choose(nouns, NOUNS, "noun")) < 4:
+        raise ValueError(f"nouns: four at least, got {len(nouns)}")
+    made = [_compose(random.Random(f"{corpus_seed} {noun} {k}"), noun, nouns)
+            for k in range(each) for noun in nouns]
     things = [placed[-1] for _, placed in made]
     image = Lazy([(background, tuple(map(tuple, placed))) for background, placed in made],
                  partial(draw_objects, folder=asset("openmoji") / "svg", size=size),
@@ -109,10 +115,10 @@ def draw_objects(source: tuple[str, tuple], folder: Path, size: int) -> Image.Im
     return Image.open(io.BytesIO(bytes(png))).convert("RGB")
 
 
-def _compose(draw: random.Random, noun: str) -> tuple[str, list[Placed]]:
-    """A background; clutter first, then the named thing on its plate, in front."""
+def _compose(draw: random.Random, noun: str, nouns: list[str]) -> tuple[str, list[Placed]]:
+    """A background; clutter of `nouns` first, then the named thing on its plate, in front."""
     placed = []
-    for other in draw.sample([n for n in NOUNS if n != noun], draw.randint(0, 3)):
+    for other in draw.sample([n for n in nouns if n != noun], draw.randint(0, 3)):
         side = draw.uniform(16, 26)
         placed.append(Placed(other, draw.uniform(0, CANVAS - side),
                              draw.uniform(0, CANVAS - side), side, draw.uniform(-30, 30)))
