@@ -23,6 +23,13 @@ from alignkit.evaluation.geometry import (
 )
 from alignkit.evaluation.linear_maps import CanonicalMaps, cca, procrustes, ridge_map
 from alignkit.evaluation.matching import LocalCka, assignment_accuracy, local_cka
+from alignkit.evaluation.pixel_matches import (
+    corner_error,
+    error_auc,
+    estimate_homography,
+    match_accuracy,
+    nearest_cells,
+)
 from alignkit.evaluation.precision import average_precision, mean_average_precision
 from alignkit.evaluation.retrieval import ranks, retrieval, retrieve
 from alignkit.evaluation.search import Found, search
@@ -40,19 +47,24 @@ __all__ = [
     "cka",
     "cka_debiased",
     "class_embeddings",
+    "corner_error",
     "effective_rank",
     "encode_pairs",
+    "error_auc",
+    "estimate_homography",
     "evaluate_retrieval",
     "expected_calibration_error",
     "fpr_at_95",
     "knn_probe",
     "linear_probe",
     "local_cka",
+    "match_accuracy",
     "maximum_concept_matching",
     "mean_average_precision",
     "modality_gap",
     "mutual_knn",
     "mutual_knn_grid",
+    "nearest_cells",
     "procrustes",
     "ranks",
     "retrieval",
