@@ -33,7 +33,7 @@ MODULES = [m.name for m in pkgutil.iter_modules(alignkit.methods.__path__)]
 @cache  # nobody writes into them: splits are copies
 def random_pairs(n: int = 120, widths=(5, 6, 7)) -> Pairs:
     """Features of every name that claims look for: pooled, of random twins, by layer,
-    and tokens; of clouds of points pooled alone."""
+    and tokens; of clouds of points pooled alone; pictures in several modalities."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(n, 4, generator=generator)
     columns = {"image": Lazy(range(n), lambda i: Image.new("RGB", (4, 4), (i % 256, 0, 0))),
@@ -48,6 +48,9 @@ def random_pairs(n: int = 120, widths=(5, 6, 7)) -> Pairs:
     columns["points"] = torch.randn(n, 32, 3, generator=generator)
     columns["points_features"] = (hidden @ torch.randn(4, widths[-1], generator=generator)
                                   + torch.randn(n, widths[-1], generator=generator))
+    for name in ("visible", "infrared", "depth", "normal", "sketch", "paint", "event"):
+        coarse = torch.rand(n, 1, 8, 8, generator=generator)  # 32 × 32 pixels with edges
+        columns[name] = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
     return Pairs.make(columns)
 
 
