@@ -10,12 +10,12 @@ principal components; `cca-affine` after k canonical directions (the paper's). `
 through an image encoder in place of the shapes, which are more like the names. All arms
 have the same grid of k and ridge; the full spaces have no k, `local` has no ridge, either.
 
-Looked at before, on the baseline alone: debiased CKA of shapes and names .12 (layers 0 and
-1: .04, .09), of icons and names .31; mutual 10-NN .13 (chance .02); hit@5 of `affine` over
-seven splits by ridge .16 to .20, best at 1 to 3, and with rows not centred .17, so the
-baseline has centred rows; `icon-affine` .48. Five nearest of the same category, on one split:
-shapes .39, names .53. In the plan, method arms too: hit@5 .21 to .29 with CCA, k 50 and ridge 1; .20
-with PCA. The paired seeds here were not among these.
+Looked at before, on the baseline alone: debiased CKA of shapes and names .12 (layers 0
+and 1: .04, .09), of icons and names .31; mutual 10-NN .13 (chance .02); hit@5 of `affine`
+over seven splits by ridge .16 to .20, best at 1 to 3, and with rows not centred .17, so
+the baseline has centred rows; `icon-affine` .48. Five nearest of the same category, on
+one split: shapes .39, names .53. In the plan, method arms too: hit@5 .21 to .29 with CCA,
+k 50 and ridge 1; .20 with PCA. The paired seeds here were not among these.
 
 Nothing is drawn by chance but the split: the pilot's two runs of the baseline are equal, and
 its smallest difference, 0, says nothing. By hand: a hit@5 of some 110 queries both ways has

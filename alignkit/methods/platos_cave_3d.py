@@ -8,8 +8,9 @@ mapping one space onto the other as a whole is little better than chance. Projec
 onto a small subspace that canonical correlation analysis (CCA) finds on some pairs, they
 are matched and retrieved much better; what is shared is meaning, what is left is geometry.
 
-Use it when: two frozen encoders are only weakly alike and you have at least some hundred
-pairs. It costs one decomposition and no training. Choose k and the ridge on validation.
+Use it when: two frozen encoders are only weakly alike, you have some hundred pairs or more,
+and a list of candidates is worth having: it costs one decomposition and no training. Choose
+k and the ridge on validation; where the encoders are alike anyway, a ridge does as well.
 
 Equations, x [n, p] the shapes' and y [n, q] the texts' features of n anchor pairs, both
 less the anchors' means; C_x = xᵀx / (n − 1) + ridge · (mean variance) · I, C_y alike:
@@ -28,9 +29,10 @@ not state one). The affine map has no shift of its own: all rows are less the an
 means, of which least squares gives a shift of zero. Without the subspace, or with
 principal components in its place, the ridge goes into the map, so that these baselines
 have as much to choose. The authors' code could not be had. A related one by other authors
-(github.com/mayug/freeze-align, alignment/utils.py) fits without a shift on rows that are
-not centred (`linear_baseline`, fit_intercept=False) and makes each local CKA from whole
-kernels (`linear_local_CKA`); its local CKA is ours up to rounding.
+(github.com/mayug/freeze-align, alignment/utils.py, run on the same tensors): local CKA from
+whole kernels (line 219) and the assignment (332) give our figures; the least squares map
+(190) and relative representations (360) do on centred rows, but there rows are taken as
+they are and the map has no shift (fit_intercept=False, 196).
 Reconstructed: the ridge, and cosine as the similarity after the map.
 """
 
