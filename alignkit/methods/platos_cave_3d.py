@@ -24,8 +24,7 @@ Everything is fitted on the anchors; queries are projected with what was fitted.
 Frozen: both encoders; nothing is trained by steps, all is in closed form.
 Exact property: without ridge R = diag(S), and the scores do not change with any invertible
 affine map of either side's features; local CKA's scores are the rank-one formula's.
-Deviations: the ridge is chosen on validation (1e-3 in our notes on the paper, which does
-not state one). The affine map has no shift of its own: all rows are less the anchors'
+Deviations: the ridge is chosen on validation (where the paper states one was not found). The affine map has no shift of its own: all rows are less the anchors'
 means, of which least squares gives a shift of zero. Without the subspace, or with
 principal components in its place, the ridge goes into the map, so that these baselines
 have as much to choose. The authors' code could not be had. A related one by other authors
