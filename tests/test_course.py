@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from alignkit.course import frontend, plots, widgets
+from alignkit.course.clouds import clouds
 from alignkit.course.notebook import build, execute, read, run_cells, script, student
 from alignkit.course.old_template import OPTIONAL, PROSE, SECTIONS, check_template
 
@@ -55,7 +56,7 @@ def _figures() -> dict:
     band = ([1, 2], [0, 1], [2, 3])
     return {
         "gallery": plots.gallery([picture] * 7, ["a red square"] * 7),
-        "clouds": plots.clouds([np.eye(3)] * 7, ["a table"] * 7, marked=[1]),
+        "clouds": clouds([np.eye(3)] * 7, ["a table"] * 7, marked=[1]),
         "retrieved": plots.retrieved(["red"], [[picture, "text"]], [[True, False]]),
         "intervals": plots.intervals(
             {"hit@1": (0.1, 0.0, 0.2)}, margin=0.05, xlabel="difference"
@@ -109,7 +110,7 @@ def test_the_colours_are_different_and_style_is_set():
     [
         lambda: plots.gallery([], []),
         lambda: plots.paired([1, 2], [1]),
-        lambda: plots.clouds([np.eye(3)], []),
+        lambda: clouds([np.eye(3)], []),
         lambda: plots.heat(np.eye(2), "abc", "de"),
         lambda: plots.lines([1], {"a": ([1], [1, 2], [1])}),
         lambda: plots.lines([1], {str(i): ([1], [1], [1]) for i in range(8)}),
