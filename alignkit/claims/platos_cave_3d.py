@@ -202,7 +202,6 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
                       null=common["null"]._replace(margin=0.05),
                       arms={name: arms[name] for name in four}),
             **gains(four[:2], four[2:]),
-            subtracts="(cca-affine minus affine) minus (icon-cca minus icon-affine)",
             sentence="The subspace gains more for shapes, which are hardly like the names, "
                      "than for icons, which are."))
     if "category" in pairs.labels:
