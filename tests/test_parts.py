@@ -116,15 +116,42 @@ def test_info_nce_without_positives_is_one_right_answer_a_row():
     assert relative(info_nce(a, b, 9.0), info_nce(a, b, 9.0, torch.eye(6).bool())) < 1e-12
 
 
+def kept(loss) -> int:
+    """Bytes that autograd keeps for the gradient of loss()."""
+    found = {}
+
+    def keep(x):
+        found[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss()
+    return sum(found.values())
+
+
 @pytest.mark.parametrize("n", [5, 37, 128, 300])
-def test_without_positives_the_gradient_has_the_same_bits(n):
-    """Published weights rest on it: `DualEncoder` gives the matrix only where rows share
-    an item."""
+def test_the_diagonal_as_positives_is_none_bit_for_bit_and_byte_for_byte(n):
+    """Published weights rest on it: every objective may give its matrix of right answers,
+    and it costs something only where rows share an item."""
     a, b = (rows(n, 16, seed).float().requires_grad_() for seed in (0, 1))
     scale = torch.tensor(20.0, requires_grad=True)
-    short, long = (torch.autograd.grad(info_nce(a, b, scale, positives), (a, b, scale))
-                   for positives in (None, torch.eye(n) > 0))
-    assert all(map(torch.equal, short, long))
+    right = torch.eye(n) > 0
+    several = right | (torch.arange(n) < 2) & (torch.arange(n)[:, None] < 2)
+    share = shares(right)
+    without, with_it, as_shares, more = ways = [
+        lambda: info_nce(a, b, scale), lambda: info_nce(a, b, scale, right),
+        lambda: two_way_cross_entropy(logits_of(a, b, scale), share, back=share.T.clone()),
+        lambda: info_nce(a, b, scale, several)]
+    first, *same, other = (torch.autograd.grad(way(), (a, b, scale)) for way in ways)
+    assert all(torch.equal(x, y) for found in same for x, y in zip(first, found))
+    assert not torch.equal(first[0], other[0])
+    # Two matrices of shares less; n numbers of columns and two sums of weights more.
+    assert kept(with_it) == kept(without) == kept(more) - 8 * n * n + 8 * n + 8
+
+
+def test_one_right_answer_a_row_off_the_diagonal_is_no_pair():
+    a, b, shift = rows(6, 4), rows(6, 4, seed=1), torch.eye(6).roll(1, 1) > 0
+    assert relative(info_nce(a, b, 9.0, shift), info_nce(a, b.roll(-1, 0), 9.0)) < 1e-12
 
 
 def test_info_nce_does_not_see_the_order():

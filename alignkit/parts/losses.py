@@ -41,6 +41,12 @@ def _pairs_or(positives: Tensor | None, logits: Tensor) -> Tensor:
     return positives
 
 
+def _are_pairs(positives: Tensor) -> bool:
+    """Whether each row's one right answer stands on the diagonal."""
+    n, m = positives.shape
+    return n == m and bool(positives.diagonal().all() & (positives.sum() == n))
+
+
 def shares(weights: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Weights of answers [n, m] (bool: the right ones) divided by their sum in each row,
     as a cross entropy wants its target. NaN stays NaN, for the loop to name its rows.
@@ -91,16 +97,19 @@ def info_nce(a: Tensor, b: Tensor, scale: Tensor | float,
     Args:
         a, b: unit rows [n, d] and [m, d]; row i of both is a pair if no `positives`.
         scale: 1 / temperature, a number or a scalar tensor.
-        positives: bool [n, m], True at right answers.
+        positives: bool [n, m], True at right answers. Where they are the diagonal alone,
+            the gradient is that without them, bit for bit, and costs no more memory.
     Raises:
         ValueError: shapes do not fit, or a row or column has no right answer.
     """
     logits = _logits(a, b, scale)
     if positives is None:
         _pairs_or(None, logits)
+    elif _are_pairs(_pairs_or(positives, logits)):
+        positives = None
+    if positives is None:  # numbers of columns, no [n, n] of shares kept for the gradient
         rows = torch.arange(len(a), device=a.device)
         return (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
-    positives = _pairs_or(positives, logits)
     return two_way_cross_entropy(logits, shares(positives, logits.dtype),
                                  back=shares(positives.T, logits.dtype))
 

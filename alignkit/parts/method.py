@@ -93,11 +93,7 @@ class Method(nn.Module):
         scale, item = self.temperature(), batch["item"]
         if len(first) > WHOLE or processes()[1] > 1:
             return {"contrastive_loss": tiled_info_nce(first, second, scale, item)}
-        # Where no two rows are of one item, the same gradient without a matrix of right
-        # answers, bit for bit.
-        alone = len(item.unique()) == len(item)
-        return {"contrastive_loss": info_nce(first, second, scale,
-                                             None if alone else positives_of(item))}
+        return {"contrastive_loss": info_nce(first, second, scale, positives_of(item))}
 
     def forward(self, batch: dict, progress: float = 0.0) -> dict[str, Tensor]:
         return self.losses(self.encode(batch), batch, progress)
