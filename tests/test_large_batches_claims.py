@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alignkit.claims.large_batches import SCALES, Parted, PartedBatches, claims, data
-from alignkit.course.large_batches import Peak, merged, tile_gradient
+from alignkit.course.large_batches import Peak, about_negatives, merged, own_loss
 from alignkit.data import Pairs
 from alignkit.parts import DualEncoder, info_nce, unit
 
@@ -55,22 +55,32 @@ def test_too_few_pairs_for_the_large_batch():
         data("small", rows())
 
 
-def test_the_exercises_agree_with_autograd():
-    for logits, by_row, by_column, i, j, n in tile_gradient.draw():
-        assert max(i + logits.shape[0], j + logits.shape[1]) <= n
-    a, b = (unit(torch.randn(9, 4).double()) for _ in range(2))
-    logits = (5 * a @ b.T).requires_grad_()
-    p, q = (logits.log_softmax(k).diagonal() for k in (0, 1))
-    loss = -(p + q).mean() / 2
-    (whole,) = torch.autograd.grad(loss, logits)
-    logits = logits.detach()
-    tile = tile_gradient.reference(logits[2:6, 4:9], logits.logsumexp(1)[2:6],
-                                   logits.logsumexp(0)[4:9], 2, 4, 9)
-    assert torch.allclose(tile, whole[2:6, 4:9])
+def test_merged_sums_are_the_sum():
+    logits = 30 * torch.randn(9, 8).double()
     parts = [(x.amax(1), (x - x.amax(1, keepdim=True)).exp().sum(1))
-             for x in logits.split(4, 1)[:2]]
-    assert torch.allclose(merged.reference(*parts[0], *parts[1]),
-                          logits[:, :8].logsumexp(1))
+             for x in logits.split(4, 1)]
+    assert torch.allclose(merged.reference(*parts[0], *parts[1]), logits.logsumexp(1))
+
+
+def test_the_mean_over_processes_is_the_loss_of_all():
+    a, b = (unit(torch.randn(12, 5).double()) for _ in range(2))
+    found = [own_loss.reference(own, other, rank) for own_, other in ((a, b), (b, a))
+             for rank, own in enumerate(own_.split(4))]
+    assert torch.allclose(sum(found) / 6, info_nce(a, b, 20.0))
+
+
+def test_the_claim_on_equal_rows_is_the_one_about_negatives():
+    pairs, settings = rows(), {}
+    for claim in claims(pairs, "small"):
+        (arm,) = (claim.arms[name] for name in claim.arms if name != "large")
+        settings[claim.name] = arm.build(arm.data(0)).settings
+        assert claim.grid == claims(pairs, "small")[0].grid
+    found = about_negatives.reference(*(torch.tensor([[large, getattr(s, name)] for s in
+                                                      settings.values()]) for name, large in
+                                        (("rows", 512), ("steps", 25), ("together", 512))),
+                                      torch.full((3, 2), 4))
+    assert dict(zip(settings, found.tolist())) == {
+        "equal-passes": 0, "equal-steps": 0, "equal-rows": 1}
 
 
 def test_the_peak_counts_what_is_alive_at_once():

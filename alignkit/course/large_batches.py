@@ -17,7 +17,7 @@ def _logits(generator, n: int) -> torch.Tensor:
     return scale[random_size(generator, 0, 3)] * a @ b.T
 
 
-# Exercise 1: two running sums are one ----------------------------------------------
+# Exercise 1, build: two running sums are one ----------------------------------------
 def _merged(top, total, other_top, other_total):
     """log of both sums together, [n]; a sum is total · exp(top)."""
     both = torch.maximum(top, other_top)
@@ -84,73 +84,133 @@ merged = Exercise(
 )
 
 
-# Exercise 2: the gradient of a tile ------------------------------------------------
-def _tile_gradient(logits, by_row, by_column, first_row, first_column, n):
-    """dL/dlogits of one tile [r, c]; the softmaxes are over the whole batch."""
-    rows = first_row + torch.arange(len(logits))
-    columns = first_column + torch.arange(logits.shape[1])
-    own = (rows[:, None] == columns).float()
-    p = (logits - by_row[:, None]).exp()
-    q = (logits - by_column).exp()
-    return (p + q - 2 * own) / (2 * n)
+# Exercise 2, transfer: where a process's own names stand ----------------------------
+def _own_loss(own, everyone, rank: int):
+    """Mean cross entropy of own rows [m, d] with the names of all [n, d], at scale 20."""
+    return _loss_at(own, everyone, rank * len(own))
 
 
-def _own_diagonal(logits, by_row, by_column, first_row, first_column, n):
-    return _tile_gradient(logits, by_row, by_column, 0, 0, n)
+def _loss_at(own, everyone, first: int):
+    """The names of `own` stand from row `first` on; past the end, from the top again."""
+    right = (first + torch.arange(len(own))) % len(everyone)
+    return F.cross_entropy(20 * own @ everyone.T, right)
 
 
-def _rows_only(logits, by_row, by_column, first_row, first_column, n):
-    rows = first_row + torch.arange(len(logits))
-    columns = first_column + torch.arange(logits.shape[1])
-    own = (rows[:, None] == columns).float()
-    return ((logits - by_row[:, None]).exp() - own) / n
+def _not_shared(own, everyone, rank):
+    return _loss_at(own, everyone[rank * len(own) : (rank + 1) * len(own)], 0)
 
 
-def _by_tile(logits, by_row, by_column, first_row, first_column, n):
-    gradient = _tile_gradient(logits, by_row, by_column, first_row, first_column, n)
-    return gradient * n / len(logits)
+def _processes(generator):
+    m, d = random_size(generator, 3, 6), random_size(generator, 3, 7)
+    processes = random_size(generator, 2, 5)
+    everyone = F.normalize(random_rows(generator, processes * m, d))
+    rank = random_size(generator, 0, processes)
+    own = everyone[rank * m : (rank + 1) * m] + 0.7 * random_rows(generator, m, d)
+    return F.normalize(own), everyone, rank
 
 
-def _softmax_of_tile(logits, by_row, by_column, first_row, first_column, n):
-    by_row, by_column = logits.logsumexp(1), logits.logsumexp(0)
-    return _tile_gradient(logits, by_row, by_column, first_row, first_column, n)
-
-
-def _one_tile(generator):
-    n = random_size(generator, 9, 13)
-    logits = _logits(generator, n)
-    height, width = (random_size(generator, 3, 5) for _ in range(2))
-    i = random_size(generator, 1, n - 6)
-    j = i + 1 - 2 * random_size(generator, 0, 2)  # beside the diagonal, and across it
-    tile = logits[i : i + height, j : j + width]
-    by_row, by_column = logits.logsumexp(1), logits.logsumexp(0)
-    return tile, by_row[i : i + height], by_column[j : j + width], i, j, n
-
-
-tile_gradient = Exercise(
-    name="tile_gradient",
-    task="the gradient of the whole loss to the logits of one tile, [r, c]",
-    reference=_tile_gradient,
-    cases=_one_tile,
+own_loss = Exercise(
+    name="own_loss",
+    task="cross entropy of this process's drawings with the names of all processes",
+    reference=_own_loss,
+    cases=_processes,
     mistakes={
-        "the tile's diagonal": Mistake(
-            _own_diagonal,
-            "take the diagonal of the tile for the pairs. Row first_row + i and column "
-            "first_column + j are a pair if these two numbers are equal.",
+        "as on process 0": Mistake(
+            lambda own, everyone, rank: _loss_at(own, everyone, 0),
+            "take the first m names for the right ones on every process. They belong to "
+            "process 0; before those of process `rank` stand rank times m others.",
         ),
-        "rows only": Mistake(
-            _rows_only,
-            "give the drawings' half alone. Each logit stands in the softmax of its row "
-            "and in that of its column; the loss is the mean of both.",
+        "rank alone": Mistake(
+            lambda own, everyone, rank: _loss_at(own, everyone, rank),
+            "move on by `rank` names. Each process before this one has brought m names, "
+            "not one.",
         ),
-        "mean over the tile": Mistake(
-            _by_tile,
-            "divide by the rows of the tile. The loss is a mean over all n rows.",
+        "counted from 1": Mistake(
+            lambda own, everyone, rank: _loss_at(own, everyone, (rank + 1) * len(own)),
+            "count the processes from 1. The first one's rank is 0, and its names stand "
+            "first.",
         ),
-        "softmax of the tile": Mistake(
-            _softmax_of_tile,
-            "take the softmax within the tile. Its sums go over the whole batch: "
-            "by_row and by_column are their logarithms.",
+        "own names alone": Mistake(
+            _not_shared,
+            "compare with this process's own names alone. Then nothing is shared: P "
+            "processes train with P small batches.",
+        ),
+        "sum": Mistake(
+            lambda own, everyone, rank: _own_loss(own, everyone, rank) * len(own),
+            "take the sum over the rows. Gradients are averaged over the processes, so "
+            "each must give the mean over its own rows.",
+        ),
+    },
+)
+
+
+# Exercise 3, judge: which comparison is about the negatives --------------------------
+def _same(x: torch.Tensor) -> torch.Tensor:
+    return x[:, 0] == x[:, 1]
+
+
+def _about_negatives(rows, steps, together, rates):
+    """[m, 2] each -> float [m]: the arms differ in `together` and in nothing else."""
+    return (_same(rows) & _same(steps) & _same(rates) & ~_same(together)).float()
+
+
+def _equal_passes(rows, steps, together, rates):
+    return (_same(rows * steps) & _same(rates) & ~_same(together)).float()
+
+
+def _comparisons(generator):
+    """Five designs, and some of them again: rows, steps, rows in a softmax, rates of both
+    arms; sizes and sides are drawn."""
+    designs = torch.tensor(
+        [  # rows     steps    together rates
+            [[8, 8], [1, 1], [8, 1], [4, 4]],  # the negatives alone
+            [[8, 1], [1, 8], [8, 1], [4, 4]],  # as many rows seen
+            [[8, 1], [1, 1], [8, 1], [4, 4]],  # as many steps
+            [[8, 8], [1, 1], [8, 1], [4, 1]],  # one arm was not tuned
+            [[8, 8], [1, 1], [8, 8], [4, 4]],  # twice the same
+        ]
+    )
+    again = torch.randint(5, (random_size(generator, 0, 4),), generator=generator)
+    chosen = torch.cat([torch.randperm(5, generator=generator), again])
+    found = designs[chosen]
+    turned = torch.rand(len(found), generator=generator) < 0.5
+    found = torch.where(turned[:, None, None], found.flip(2), found)
+    rows, steps, together, rates = found.unbind(1)
+    small = 2 ** torch.randint(4, 7, (len(found), 1), generator=generator)
+    return rows * small, steps * 25, together * small, rates
+
+
+about_negatives = Exercise(
+    name="about_negatives",
+    task="float [m]: 1 where the arms differ in the rows of a softmax and nothing else",
+    reference=_about_negatives,
+    cases=_comparisons,
+    mistakes={
+        "equal passes": Mistake(
+            _equal_passes,
+            "ask only that both arms see as many rows. In fewer, larger steps they are "
+            "used in another way: rows and steps must each be equal.",
+        ),
+        "rows forgotten": Mistake(
+            lambda rows, steps, together, rates: _about_negatives(
+                steps, steps, together, rates
+            ),
+            "let the arms have different rows in a step. After as many steps one has "
+            "seen more data, and that alone may be its lead.",
+        ),
+        "rates forgotten": Mistake(
+            lambda rows, steps, together, rates: _about_negatives(
+                rows, steps, together, steps
+            ),
+            "forget the learning rates. Who may choose from four has an advantage over "
+            "who has to take the one.",
+        ),
+        "nothing differs": Mistake(
+            lambda rows, steps, together, rates: (
+                _same(rows) & _same(steps) & _same(rates)
+            ).float(),
+            "let pass two arms that are the same. A comparison of the negatives needs a "
+            "difference in the rows of a softmax.",
         ),
     },
 )
