@@ -8,7 +8,7 @@ import torch
 from alignkit.claims import ood_cma as claims
 from alignkit.course import ood_cma as exercises
 from alignkit.data import Pairs
-from alignkit.evaluation import auroc, maximum_concept_matching
+from alignkit.evaluation import auroc, fpr_at_95, maximum_concept_matching
 from alignkit.methods.ood_cma import (
     Cma, CmaSettings, cma_loss, mined, negative_label_odds, negative_label_score,
 )  # fmt: skip
@@ -289,11 +289,16 @@ def test_own_pairs_need_labels():
 
 # The exercises teach what the package computes ----------------------------------------
 @pytest.mark.parametrize("exercise, function", [
-    (exercises.pulled, lambda logits, weight: cma_loss(
+    (exercises.mended, lambda logits, weight: cma_loss(
         logits, torch.eye(len(logits)), 1.0, weight)),
-    (exercises.known_share, negative_label_score),
-    (exercises.slopes, lambda logits, weight: torch.autograd.functional.jacobian(
-        lambda s: cma_loss(s, torch.eye(len(s)), 1.0, weight), logits))],
+    (exercises.alike, lambda low, high, margin: torch.stack([
+        (-margin < a and b < margin) - (a > margin or b < -margin) + torch.zeros(())
+        for a, b in zip(low.tolist(), high.tolist())]))],
     ids=lambda x: getattr(x, "name", ""))
 def test_the_package_passes_the_exercise(exercise, function):
     assert exercise.grade(function).startswith(exercise.name)
+
+
+def test_the_exercise_on_strangers_is_fpr_at_95_for_a_share_of_95():
+    known, strange = torch.arange(20.0), torch.tensor([-1.0, 1.0, 0.0, 5.0])
+    assert exercises.passing.reference(known, strange, 0.95) == fpr_at_95(known, strange)
