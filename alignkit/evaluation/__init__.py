@@ -30,6 +30,7 @@ from alignkit.evaluation.pixel_matches import (
     match_accuracy,
     nearest_cells,
 )
+from alignkit.evaluation.power_law import PowerLaw, fit_log_linear, fit_power_law
 from alignkit.evaluation.precision import average_precision, mean_average_precision
 from alignkit.evaluation.retrieval import ranks, retrieval, retrieve
 from alignkit.evaluation.search import Found, search
@@ -38,6 +39,7 @@ __all__ = [
     "CanonicalMaps",
     "Found",
     "LocalCka",
+    "PowerLaw",
     "alignment",
     "assignment_accuracy",
     "auroc",
@@ -54,6 +56,8 @@ __all__ = [
     "estimate_homography",
     "evaluate_retrieval",
     "expected_calibration_error",
+    "fit_log_linear",
+    "fit_power_law",
     "fpr_at_95",
     "knn_probe",
     "linear_probe",
