@@ -1,11 +1,10 @@
-"""Dynamic reflections' claims: what more views and more captions do to the agreement of two
-frozen encoders.
+"""Dynamic reflections' claims: what more views and captions do to two encoders' agreement.
 
-Corpus: concepts (`data.concepts`), which four hands have drawn and CLDR gives six keywords or
-more. The drawings are the views, in an order that each seed draws; the keywords are the
-captions, in an order that was drawn once, joined by commas. Figure: mutual k-NN of image and
-text rows among the test concepts, k = 10; chance is k / (n − 1). There is no video encoder
-offline: a view is another drawing, not another moment.
+Corpus: concepts (`data.concepts`), drawn by four hands, with six CLDR keywords or more. The
+drawings are the views, in an order that each seed draws; the keywords are the captions, in
+an order that was drawn once, joined by commas. Figure: mutual k-NN of image and text rows
+among the test concepts, k = 10; chance is k / (n − 1). There is no video encoder offline: a
+view is another drawing, not another moment.
 
 Arms: `input@FxC` sees F drawings and C keywords; layers are chosen on the training concepts,
 for each arm anew. `repeated` reads the first keyword as often as `input@4x4` reads different
@@ -14,8 +13,6 @@ ones. `searched` is `input@4x4` with layers chosen on the very concepts that are
 Looked at before: the plan's look (other concepts, N = 250): one to four captions .075 to
 .142, then views to .180, one keyword repeated no gain. With these concepts (597, of which a
 test split has 298): only the conditions on the baseline, with four pilot seeds.
-
-Draft: nothing is published yet. Delete this line with the first published results.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,12 +70,11 @@ SCALES = {
 
 def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     """One row an item: `image_layer<k>` [n, frames, d_k], every frame; `text_layer<k>`
-    [n, amounts, d_k], so many captions joined; `text_repeated_layer<k>` [n, 1, d_k], the
-    first caption as often as the rich input has different ones. Tables: `frames` and
-    `captions`, the amounts that there are.
+    [n, amounts, d_k], captions joined; `text_repeated_layer<k>` [n, 1, d_k], the first one as
+    often as the rich input has others. Tables `frames`, `captions`: the amounts there are.
 
-    Raises ValueError at 'gpu' and 'full' without pairs, and for pairs of a user's own with
-    neither `video` nor `image`, or with an item of a single caption.
+    Raises ValueError at 'gpu' and 'full' without pairs, and for own pairs with neither
+    `video` nor `image`, or with an item of a single caption.
     """
     s = SCALES[scale]
     if pairs is None:
@@ -166,7 +162,7 @@ def agreement(method: DynamicReflections, pairs: Pairs) -> float:
 
 
 def chance(pairs: Pairs) -> float:
-    """What `agreement` gives for unrelated rows."""
+    """`agreement` of unrelated rows."""
     return min(K, len(pairs) - 1) / (len(pairs) - 1)
 
 
