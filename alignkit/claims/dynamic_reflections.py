@@ -167,8 +167,8 @@ def chance(pairs: Pairs) -> float:
 
 
 def little_told(name: str, amount: int) -> Callable[[Trained], float]:
-    """A condition's measure: mutual k-NN between the rows that one amount gives and those
-    that the rich one does, within one modality, last layer: 1 if more tells nothing new."""
+    """A condition's measure: mutual k-NN of the rows of one amount and of the rich one, in one
+    modality's last layer: 1 if more tells nothing new."""
     def measure(trained: Trained) -> float:
         test = trained.splits.test
         x = test[_layers(test, name)[-1]]
@@ -230,8 +230,7 @@ def _arms(pairs: Pairs, s: Scale, frames: Sequence[int], captions: Sequence[int]
 
 
 def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
-    """The claims on `pairs` (from `data`); those on views or on the law only where there are
-    views and captions enough."""
+    """The claims on `pairs` (from `data`), as far as there are views and captions enough."""
     s = SCALES[scale]
     frames, captions = (list(pairs.tables.get(name, (1,))) for name in ("frames", "captions"))
     arms = _arms(pairs, s, frames, captions)
