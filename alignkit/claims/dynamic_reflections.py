@@ -181,8 +181,7 @@ def little_told(name: str, amount: int) -> Callable[[Trained], float]:
 
 def layer_pairs(trained: Trained) -> float:
     """How many pairs of layers are searched, all layers side by side among them."""
-    images, texts = (len(c) + 1 for c in trained.method.settings.layers.values())
-    return float(images * texts)
+    return float(np.prod([len(c) + 1 for c in trained.method.settings.layers.values()]))
 
 
 # The nulls ----------------------------------------------------------------------------
@@ -279,6 +278,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
             "better than a line in the logarithms (difference of the errors).", poor, rich,
             0.005, "about what the score of one input moves by from seed to seed",
             (new_words, room), names=at, twins={n: poor for n in at},
+            subtracts="error of the line minus error of the law, on inputs that neither saw",
             statistic=partial(law_gain, at=at, known=known)))
     found.append(claim(
         "search", "Layers chosen on the very concepts that are scored give a higher score than "
