@@ -117,7 +117,7 @@ def same_category(arm: Trained, k: int = 5) -> float:
     """Share of a test shape's k nearest ones that are of its category."""
     rows, side = arm.splits.test, [*arm.method.settings.towers][0]
     z = encode_pairs(arm.method, rows, [side])[side]
-    near = (z @ z.T).fill_diagonal_(-torch.inf).topk(k).indices
+    near = (z @ z.T).fill_diagonal_(-torch.inf).topk(k).indices.cpu()
     label = rows.labels["category"]
     return float((label[near] == label[:, None]).double().mean())
 
