@@ -116,6 +116,7 @@ def would_change(
     colabs: dict[str, str] = OLDEST,
 ) -> dict[str, str]:
     """Package -> version that the command would install on such a machine."""
+    pytest.importorskip("pip")  # uv's environments have none
     installed(folder / "site", colabs)
     for name, number in NEWER.items():
         wheel(folder / "offer", name, number, own_needs(name, NEWER["torch"]))
