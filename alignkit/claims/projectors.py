@@ -4,12 +4,11 @@ Corpora: composed scenes with captions of two objects (design and CKA), and emoj
 their names, real and long-tailed: 98 subgroups, of which one has a seventh (coverage).
 Design: `linear`, `cls` and `both` have the same text side (token projector on words, mean,
 MLP projector); the picture's side is linear on the pooled vector, a token projector on it,
-or that plus a token projector on the 7 × 7 patches.
-CKA: the `cls` projector on pooled vectors for eight pairs of encoders; Spearman's rho of
-CKA on the validation pairs and hit@10 on the test pairs.
-Coverage: `balanced` is the paper's choice of captions, `random` as many training rows. A
-class is described by its name and names of its training members, 19 texts at most: their
-mean is its prototype, and its class vector once projected.
+or that plus a token projector on the 7 × 7 patches. CKA: the `cls` projector on pooled
+vectors for eight pairs of encoders; Spearman's rho of CKA on the validation pairs and
+hit@10 on the test pairs. Coverage: `balanced` is the paper's choice of captions, `random`
+as many training rows. A class is described by its name and names of its training members,
+19 texts at most: their mean is its prototype, and its class vector once projected.
 Decided before any method arm was run:
 
 - 80 steps of 64, width 64: the price of two cores. Linear maps reach hit@10 of 0.64, and
@@ -19,8 +18,7 @@ Decided before any method arm was run:
 - Splits of 60, 20 and 20 %: CKA needs validation pairs, and has 240 then. CKA without bias:
   with 240 pairs of width 1,280 the paper's estimator (5,000 pairs) orders encoders even if
   pairs are shuffled, and has no true null. The biased figure is stored beside it.
-- A bad encoder (random weights) is in two of the eight pairs, to spread CKA;
-  the other six alone can be read from the result. Margin 0.5, set before.
+- Two of the eight pairs have random weights, to spread CKA; the six stand beside. Margin 0.5.
 - All arms of the CKA claim are one method at the paper's rate, so its pilot trains them
   all; only the spread of rho over its seeds is looked at. Other margins 0; last weights.
 """
