@@ -27,13 +27,14 @@ lengths of rows, or a common order of the things; n_f copies of one frame change
 nor does the order of the frames; with k = n − 1, A = 1.
 Deviations: layers are chosen on the training rows and the score is taken on others; the
 official search takes the highest score of the scored rows themselves
-(minyoungg/platonic-rep measure_alignment.py:34–74; `search_layers` on them gives that).
-Ties for the last neighbour share it; there argsort's order decides (metrics.py:248–262).
-Layers of unequal width have a Q each, as a list of layers does there
-(measure_alignment.py:25–27); those of one width share theirs. Q is taken with
-torch.quantile of each row (metrics.py:307–321, exact=False), on the training rows, and then
-held. `encode` and `score` are ours: a row is described by which training rows are nearest
-to it, so that rows of both encoders can be compared and retrieval needs no training either.
+(minyoungg/platonic-rep, commit dcd76ba, measure_alignment.py:34–71; `search_layers` on them
+gives that). Ties for the last neighbour share it; there argsort's order decides
+(metrics.py:272–285). Layers of unequal width have a Q each, as a list of layers does there
+(measure_alignment.py:28); those of one width share theirs. Q is taken with torch.quantile of
+each row (metrics.py:327–343, exact=False), on the training rows, and then held. On the same
+random layers both give the same clamp and the same best pair and score. `encode` and
+`score` are ours: a row is described by which training rows are nearest to it, so that rows of
+both encoders can be compared and retrieval needs no training either.
 Reconstructed: the authors' own repository (google-deepmind/platonic_rep_video) could not
 be had. Rounding of the frames' places and the number of sub-clips (rounded up) are ours; the
 rest of the video rules was read in an independent re-implementation, not in the paper.
