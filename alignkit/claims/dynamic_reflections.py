@@ -37,7 +37,7 @@ from alignkit.methods.dynamic_reflections import (
 from alignkit.training import Budget, seed_of
 
 FIRST = 100  # of the paired seeds; those below were free for looks while it was planned
-NEEDS = ("text",)  # and `video` or `image`; several captions an item
+NEEDS = None  # by hand `data` takes pairs with `video` or `image` and several captions an item
 K = 10
 
 
