@@ -2,6 +2,7 @@
 
 from alignkit.evaluation.calibration import expected_calibration_error
 from alignkit.evaluation.classify import (
+    best_probe,
     class_embeddings,
     knn_probe,
     linear_probe,
@@ -18,6 +19,7 @@ from alignkit.evaluation.geometry import (
     modality_gap,
     mutual_knn,
     mutual_knn_grid,
+    outside_subspace,
     rice_k,
     uniformity,
 )
@@ -44,6 +46,7 @@ __all__ = [
     "assignment_accuracy",
     "auroc",
     "average_precision",
+    "best_probe",
     "cca",
     "chamfer",
     "cka",
@@ -69,6 +72,7 @@ __all__ = [
     "mutual_knn",
     "mutual_knn_grid",
     "nearest_cells",
+    "outside_subspace",
     "procrustes",
     "ranks",
     "retrieval",

@@ -162,6 +162,9 @@ def linear_probe(
     mean, scale = train_x.mean(0), train_x.std(0)
     scale = torch.where(scale > 1e-12 * mean.abs().clamp_min(1e-300), scale, 1.0)
     train_x, test_x = (train_x - mean) / scale, (test_x - mean) / scale
+    if train_x.shape[1] > len(train_x):  # the best weights lie in the span of the rows
+        span = torch.linalg.svd(train_x, full_matrices=False).Vh.T
+        train_x, test_x = train_x @ span, test_x @ span
     weight, bias = _fit_logistic(train_x, target, len(classes), l2)
     found = [classes[(x @ weight + bias).argmax(1)] for x in (train_x, test_x)]
     return {
@@ -172,6 +175,42 @@ def linear_probe(
         "n_test": len(test_x),
         "n_classes": len(classes),
     }
+
+
+def best_probe(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    fold: Tensor,
+    l2s: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 100.0),
+) -> dict[str, float]:
+    """:func:`linear_probe` with the penalty that does best on training rows left out.
+
+    Each fold is left out once and scored by a probe of the others; the penalty with the
+    most right answers in all (the first of equal ones) fits all training rows. So every
+    representation gets the penalty that suits it, and the test rows choose nothing.
+
+    Args:
+        fold: [n], rows of equal value are left out together (a voice, say); two at least.
+
+    Returns:
+        what :func:`linear_probe` returns, and l2.
+    """
+    if fold.shape != train_y.shape or len(fold.unique()) < 2 or not len(l2s):
+        raise ValueError(
+            f"fold has shape {tuple(fold.shape)} and {len(fold.unique())} values, l2s "
+            f"{len(l2s)} entries; one fold a training row, two different ones, and a "
+            "penalty are needed"
+        )
+    right = dict.fromkeys(l2s, 0.0)
+    for out in fold.unique():
+        kept, left = fold != out, fold == out
+        rows = train_x[kept], train_y[kept], train_x[left], train_y[left]
+        for l2 in l2s:
+            right[l2] += linear_probe(*rows, l2=l2)["accuracy"] * int(left.sum())
+    best = max(l2s, key=right.get)
+    return linear_probe(train_x, train_y, test_x, test_y, l2=best) | {"l2": best}
 
 
 def _fit_logistic(

@@ -179,6 +179,26 @@ def uniformity(x: Tensor, t: float = 2, chunk: int = 1024) -> float:
     return float(total) - math.log(n * (n - 1))
 
 
+def outside_subspace(x: Tensor, y: Tensor, k: int | None = None) -> float:
+    """Mean share of a row's length in x that lies outside y's principal subspace, in [0, 1].
+
+    |(I - P) x| / |x| with P = V Vᵀ, V [d, k] the k directions in which the rows of y vary
+    most about their mean. x is taken as it is: y's mean is not subtracted from it.
+
+    Args:
+        x: [n, d], no row zero. y: [m, d]. k: 1 to the rank of the centred y (None: all).
+    """
+    x, y = matrix(x, "x").double(), matrix(y, "y", least=2).double()
+    _same_width(x, y)
+    _, values, directions = torch.linalg.svd(y - y.mean(0), full_matrices=False)
+    rank = int((values > 1e-10 * values[0]).sum())
+    if not 1 <= (k := rank if k is None else k) <= rank:
+        raise ValueError(f"k is {k}; it must lie between 1 and {rank}, the rank of y")
+    x = unit_rows(x, "x")
+    inside = x @ directions[:k].T
+    return float((1 - inside.square().sum(1)).clamp_min(0).sqrt().mean())
+
+
 def effective_rank(x: Tensor) -> float:
     """exp of the entropy of the singular values, each divided by their sum.
 
