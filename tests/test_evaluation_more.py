@@ -17,10 +17,13 @@ from torch.nn.functional import normalize
 
 from alignkit.evaluation import (
     auroc,
+    best_probe,
     cca,
     fpr_at_95,
     knn_probe,
+    linear_probe,
     maximum_concept_matching,
+    outside_subspace,
     procrustes,
 )
 
@@ -276,3 +279,55 @@ X, Y = randn(6, 3), torch.tensor([0, 1, 0, 1, 0, 1])
 def test_refusals_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# ------------------------------------------------- a tuned probe; outside a subspace
+
+
+def noisy_classes(n=60, d=90, seed=0):
+    y = torch.arange(n) % 3
+    return randn(3, d, seed=1)[y] * 0.4 + randn(n, d, seed=seed), y
+
+
+def test_best_probe_takes_the_penalty_that_is_right_most_often_on_folds_left_out():
+    (x, y), (other, labels) = noisy_classes(seed=2), noisy_classes(seed=3)
+    fold, l2s = torch.arange(60) // 20, (0.01, 1.0, 1e4)
+    right = {l2: sum(linear_probe(x[fold != f], y[fold != f], x[fold == f], y[fold == f],
+                                  l2)["accuracy"] for f in range(3)) for l2 in l2s}
+    found = best_probe(x, y, other, labels, fold, l2s)
+    assert found["l2"] == max(l2s, key=right.get)
+    assert found == linear_probe(x, y, other, labels, found["l2"]) | {"l2": found["l2"]}
+
+
+def test_a_probe_of_more_columns_than_rows_is_that_of_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+
+    (x, y), (other, _) = noisy_classes(seed=2), noisy_classes(200, seed=3)
+    mean, scale = x.mean(0), x.std(0)
+    model = LogisticRegression(C=1 / 3, tol=1e-10, max_iter=5000)
+    model.fit(((x - mean) / scale).numpy(), y.numpy())
+    labels = torch.from_numpy(model.predict(((other - mean) / scale).numpy()))
+    assert linear_probe(x, y, other, labels, l2=3.0)["accuracy"] == 1
+
+
+@pytest.mark.parametrize("fold, l2s", [(torch.zeros(60), (1.0,)), (torch.arange(9), (1.0,)),
+                                       (torch.arange(60), ())])
+def test_best_probe_refuses(fold, l2s):
+    x, y = noisy_classes()
+    with pytest.raises(ValueError, match="one fold a training row, two different ones"):
+        best_probe(x, y, x, y, fold, l2s)
+
+
+def test_outside_subspace_by_hand():
+    """y varies along the first axis most, then along the second, and never along the third."""
+    y = torch.tensor([[3.0, 0, 5], [-3, 0, 5], [0, 1, 5], [0, -1, 5]])
+    x = torch.tensor([[2.0, 0, 0], [0, 3, 0], [3, 0, 4], [0, 0, 7]])
+    assert outside_subspace(x, y, 1) == pytest.approx((0 + 1 + 4 / 5 + 1) / 4)
+    assert outside_subspace(x, y) == pytest.approx((0 + 0 + 4 / 5 + 1) / 4)
+    turn = rotation(3)
+    assert outside_subspace(9 * x.double() @ turn, y.double() @ turn, 1) == pytest.approx(0.7)
+    for k in (0, 3):
+        with pytest.raises(ValueError, match="between 1 and 2, the rank of y"):
+            outside_subspace(x, y, k)
+    with pytest.raises(ValueError, match="one space"):
+        outside_subspace(x[:, :2], y)

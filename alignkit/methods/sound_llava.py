@@ -8,7 +8,10 @@ Claim: an MLP trained with InfoNCE on sounds and the pictures beside them makes 
 a sound find its picture, and takes from it what the picture does not show: captions lose
 the sources that are heard and not seen. The gain and the loss come together.
 
-Use it when: HERE
+Use it when: a sound must find a picture, or a picture a sound, and nothing else is asked
+of the token. For finding alone try one matrix first: with few pairs it found more here.
+Where the token must tell what is heard and not seen, keep the raw features beside it, or
+train on pictures that show it.
 
 Equations, a [n, d_a] the frozen features of sounds, v [n, d] those of the pictures:
     raw(a) = a, filled with zeros to width d, or cut to it
