@@ -23,8 +23,6 @@ and 2000 and baselines alone: the probe on raw and random tokens at three layers
 the picture's probe for the word off the screen (.03), and `linear` with eight, four, three
 and two training voices: hit@1 of .95, .89, .85 and .77, its tokens' probe .90 to .97. Four
 voices leave the projector room above `linear`, and the probe 312 rows.
-
-Draft: nothing is published yet. Delete this line with the first published results.
 """
 
 from collections.abc import Callable, Mapping
@@ -246,11 +244,13 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         Claim(name="off-screen", headline=True, figure="off", measure=words, **POINTS,
               sentence="Projection takes the word that is off the screen from a sound's "
                        "token: the same MLP untrained keeps more of it.",
+              subtracts="random minus projected",
               statistic=lambda f: f["random"] - f["projected"], condition=lost,
               null=DEALT, **between("random", "projected")),
         found[0],
         Claim(name="selective", figure="off", measure=words, **POINTS,
               sentence="It costs more of the word off the screen than of the word shown.",
+              subtracts="random minus projected, less the same for the word shown",
               statistic=lambda f: (f["random"] - f["projected"]
                                    - f["random, shown"] + f["projected, shown"]),
               condition=lost, null=DEALT, **between("random", "projected")),

@@ -91,8 +91,10 @@ class SoundToken(Method):
                          else mlp(sound.shape[-1], settings.hidden, self.width))
         if settings.rebuild:
             self.back = nn.Linear(self.width, sound.shape[-1])
-            self.register_buffer("mean", sound.mean(0))
-            self.register_buffer("deviation", sound.std(0).clamp(min=1e-6))
+            for name, value in (("mean", sound.mean(0)),
+                                ("deviation", sound.std(0).clamp(min=1e-6))):
+                self.register_buffer(name, torch.zeros(len(value)))  # on the meta device, too
+                self.get_buffer(name).copy_(value)
         self.temperature = Temperature(settings.temperature, settings.learn_temperature)
 
     def token(self, a: Tensor) -> Tensor:
