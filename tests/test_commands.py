@@ -15,12 +15,13 @@ from test_methods import random_pairs
 
 from alignkit.claims import Runs, load, paper, scoreboard, slugs, stored
 from alignkit.cli import COMMANDS, main
-from alignkit.data import Pairs
+from alignkit.data import Lazy, Pairs
 from alignkit.data.fetch import cache_dir
 
 TAKE_PAIRS = [slug for slug in slugs() if paper(slug).NEEDS]
 # One slug for each kind that a table can serve.
-NEEDS = {paper(slug).NEEDS: slug for slug in TAKE_PAIRS if "points" not in paper(slug).NEEDS}
+NEEDS = {paper(slug).NEEDS: slug for slug in TAKE_PAIRS
+         if not {"points", "speech"} & set(paper(slug).NEEDS)}
 COLOURS = ("red", "green", "blue", "orange", "purple", "black", "teal")
 SHAPES = ("circle", "square", "triangle", "cross")
 
@@ -201,11 +202,15 @@ def drawn(tmp_path_factory) -> Path:
 
 
 def labelled(path: Path, slug: str) -> Pairs:
-    """The table's pairs with the labels and clouds of points that the claims need."""
+    """The table's pairs with the labels, clouds of points and sounds that the claims need."""
     pairs, names = Pairs.from_table(path), getattr(paper(slug), "LABELS", ())
     if "points" in paper(slug).NEEDS:
         drawn = torch.Generator().manual_seed(0)
         pairs = pairs.with_columns(points=torch.randn(len(pairs), 32, 3, generator=drawn))
+    if "speech" in paper(slug).NEEDS:
+        waves = Lazy(range(len(pairs)), lambda row: (torch.sin(
+            torch.arange(4000) * (0.05 + 0.001 * row)), 16_000), "sound", version="tones")
+        pairs = pairs.with_columns(speech=waves)
     return replace(pairs, labels={name: pairs.item % (3 + k) for k, name in enumerate(names)},
                    label_names={name: list("abcd")[:3 + k] for k, name in enumerate(names)})
 
@@ -267,7 +272,7 @@ def few_and_one_in_turn() -> list:
 def test_reproduce_on_pairs_of_ones_own(capsys, tmp_path, drawn, slug):
     """From a table of drawn pictures to written results, at the scale for tests."""
     path, pairs = drawn, labelled(drawn, slug)
-    if pairs.labels or "points" in pairs.columns:  # a table has none
+    if pairs.labels or {"points", "speech"} & set(pairs.columns):  # a table has none
         path = tmp_path / "pairs"
         pairs.save(path)
     for old in (cache_dir() / "runs").glob(

@@ -24,6 +24,9 @@ def pairs(n: int = 5) -> Pairs:
 def made(**changes) -> SoundToken:
     torch.manual_seed(0)
     method = SoundToken(SoundSettings(hidden=6, **changes), pairs()).double()
+    if method.settings.rebuild:  # as built they are in single precision
+        sound = pairs()["speech_features"]
+        method.mean, method.deviation = sound.mean(0), sound.std(0)
     with torch.no_grad():  # norms and biases off their neutral start
         for k, p in enumerate(method.parameters()):
             p += 0.1 * rows(p.numel(), 1, 10 + k).view(p.shape)
