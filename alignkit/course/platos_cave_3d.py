@@ -1,5 +1,7 @@
 """Exercises of the notebook on Plato's cave: point clouds and texts."""
 
+from collections.abc import Callable
+
 import torch
 
 from .exercises import Exercise, Mistake, random_rows, random_size
@@ -35,6 +37,16 @@ cloud_distance = Exercise(
             "ask in one direction only. A cloud that is a part of the other would be at "
             "distance zero: let the other cloud's points ask, too, and add both.",
         ),
+        "the other way": Mistake(
+            lambda a, b: _squares(a, b).amin(0).mean(),
+            "let only the points of the second cloud ask. Those of the first ask, too; "
+            "then add both.",
+        ),
+        "one way twice": Mistake(
+            lambda a, b: 2 * _squares(a, b).amin(1).mean(),
+            "count one direction twice. The two differ: the second takes the minimum over "
+            "the other dimension.",
+        ),
         "not squared": Mistake(
             lambda a, b: _both_ways(_squares(a, b).sqrt()),
             "take distances. The task asks for squared ones.",
@@ -47,6 +59,20 @@ cloud_distance = Exercise(
             lambda a, b: _squares(a, b).amin(1).sum() + _squares(a, b).amin(0).sum(),
             "add up over the points: a cloud of more points would be farther away. Take "
             "the mean over the points of each cloud.",
+        ),
+        "one mean": Mistake(
+            lambda a, b: 2 * torch.cat([_squares(a, b).amin(d) for d in (0, 1)]).mean(),
+            "take one mean over the points of both clouds, so that the larger cloud counts "
+            "for more. Each direction has a mean of its own.",
+        ),
+        "the largest": Mistake(
+            lambda a, b: _squares(a, b).amin(1).amax() + _squares(a, b).amin(0).amax(),
+            "take the point that is farthest off (Hausdorff's distance). Take the mean over "
+            "the points.",
+        ),
+        "squared too late": Mistake(
+            lambda a, b: sum(_squares(a, b).sqrt().amin(d).mean() ** 2 for d in (0, 1)),
+            "square the mean. Each point's distance is squared, then the mean is taken.",
         ),
         "all points": Mistake(
             lambda a, b: 2 * _squares(a, b).mean(),
@@ -80,6 +106,26 @@ def _absolute(anchors, queries, ridge):
     return _whiten(queries, anchors, float(ridge / c.diagonal().mean()))
 
 
+def _mended(covariance_of, mean_of=None, relative=True) -> Callable:
+    """The colleague's code with a part of it mended: whose covariance and mean (default:
+    the same rows'), and how the ridge counts."""
+    def code(anchors, queries, ridge):
+        rows = {"anchors": anchors, "all": torch.cat([anchors, queries])}
+        fitted = rows[covariance_of]
+        shift = fitted.mean(0) - rows[mean_of or covariance_of].mean(0)
+        if not relative:
+            ridge = float(ridge / fitted.T.cov().diagonal().mean())
+        return _whiten(queries + shift, fitted, ridge)
+    return code
+
+
+def _half_a_root(anchors, queries, ridge):
+    c = anchors.T.cov()
+    c = c + ridge * c.diagonal().mean() * torch.eye(len(c))
+    values, vectors = torch.linalg.eigh(c)
+    return (queries - anchors.mean(0)) @ vectors @ torch.diag(values ** -0.5)
+
+
 def _own_mean(anchors, queries, ridge):
     return _whiten(queries - queries.mean(0) + anchors.mean(0), anchors, ridge)
 
@@ -97,6 +143,31 @@ whitened = Exercise(
     reference=_whitened,
     cases=_anchors_and_queries,
     mistakes={
+        "nothing mended": Mistake(
+            _mended("all", relative=False),
+            "return what the colleague does. Ask of every line which rows it has seen, and "
+            "compare the ridge with section 3.",
+        ),
+        "mean of all rows": Mistake(
+            _mended("anchors", "all"),
+            "fit C on the anchors, but still subtract the mean of all rows. The queries "
+            "must not be in the mean either.",
+        ),
+        "mean of all rows, absolute ridge": Mistake(
+            _mended("anchors", "all", relative=False),
+            "fit C on the anchors and leave two things: the mean is still that of all rows, "
+            "and the ridge is no multiple of the mean variance.",
+        ),
+        "covariance of all rows": Mistake(
+            _mended("all", "anchors"),
+            "subtract the anchors' mean, but still take the covariance of all rows. The "
+            "queries must not be in C either.",
+        ),
+        "half a root": Mistake(
+            _half_a_root,
+            "stop at the axes of C. The symmetric root turns back: vectors, values to the "
+            "power of minus one half, and the transposed vectors.",
+        ),
         "all rows": Mistake(
             lambda a, q, r: _whiten(q, torch.cat([a, q]), r),
             "still fit on anchors and queries together. What is fitted must not see the "
@@ -132,10 +203,24 @@ whitened = Exercise(
 # Exercise 3, judge: which way round? ---------------------------------------------------------
 def _verdict_of(differences: torch.Tensor, t: float, margin: float) -> torch.Tensor:
     """[m, n] -> [m]: 1 above the margin, −1 below minus the margin, else 0."""
-    n = differences.shape[1]
-    half = t * differences.std(1) / n ** 0.5
-    mean = differences.mean(1)
-    return (mean - half > margin).float() - (mean + half < -margin).float()
+    low, high = _ends(differences, t)
+    return (low > margin).float() - (high < -margin).float()
+
+
+def _ends(differences: torch.Tensor, t: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """[m, n] -> low and high end of each interval, [m]"""
+    half = t * differences.std(1) / differences.shape[1] ** 0.5
+    return differences.mean(1) - half, differences.mean(1) + half
+
+
+def _opposite_below(differences, t, margin, below: float):
+    low, high = _ends(differences, t)
+    return (low > margin).float() - (high < below).float()
+
+
+def _touching(shapes, icons, t, margin):
+    low, high = _ends(shapes - icons, t)
+    return (high > margin).float() - (low < -margin).float()
 
 
 def _weak_gains_more(shapes, icons, t, margin):
@@ -176,6 +261,30 @@ weak_gains_more = Exercise(
         "zero as margin": Mistake(
             lambda s, i, t, margin: _verdict_of(s - i, t, 0.0),
             "ask only that the interval leaves out zero. It must lie beyond the margin.",
+        ),
+        "opposite below zero": Mistake(
+            lambda s, i, t, margin: _opposite_below(s - i, t, margin, 0.0),
+            "call it the opposite as soon as the interval is below zero. All of it must lie "
+            "below minus the margin.",
+        ),
+        "opposite below the margin": Mistake(
+            lambda s, i, t, margin: _opposite_below(s - i, t, margin, margin),
+            "call it the opposite where the interval is below the margin. That is only no "
+            "gain worth having; the opposite lies below *minus* the margin.",
+        ),
+        "no opposite": Mistake(
+            lambda s, i, t, margin: _opposite_below(s - i, t, margin, -torch.inf),
+            "never answer −1. Where the whole interval lies below minus the margin, the "
+            "opposite holds.",
+        ),
+        "the nearer end": Mistake(
+            _touching,
+            "let one end of the interval beyond the margin suffice. The whole interval must "
+            "lie beyond: ask its low end for 1 and its high end for −1.",
+        ),
+        "divided by n": Mistake(
+            lambda s, i, t, margin: _verdict_of(s - i, t / s.shape[1] ** 0.5, margin),
+            "divide the spread by n. It is divided by the square root of n.",
         ),
         "not by the root of n": Mistake(
             lambda s, i, t, margin: _verdict_of(s - i, t * s.shape[1] ** 0.5, margin),

@@ -24,14 +24,18 @@ Everything is fitted on the anchors; queries are projected with what was fitted.
 Frozen: both encoders; nothing is trained by steps, all is in closed form.
 Exact property: without ridge R = diag(S), and the scores do not change with any invertible
 affine map of either side's features; local CKA's scores are the rank-one formula's.
-Deviations: the ridge is chosen on validation (where the paper states one was not found). The affine map has no shift of its own: all rows are less the anchors'
-means, of which least squares gives a shift of zero. Without the subspace, or with
-principal components in its place, the ridge goes into the map, so that these baselines
-have as much to choose. The authors' code could not be had. A related one by other authors
-(github.com/mayug/freeze-align, alignment/utils.py, run on the same tensors): local CKA from
-whole kernels (line 219) and the assignment (332) give our figures; the least squares map
-(190) and relative representations (360) do on centred rows, but there rows are taken as
-they are and the map has no shift (fit_intercept=False, 196).
+Deviations: the ridge is chosen on validation (the paper's was not found). The affine map
+has no shift of its own: all rows are less the anchors' means, of which least squares gives
+a shift of zero. Without the subspace, or with principal components in its place, the ridge
+goes into the map, so that these baselines have one to choose, too; local CKA without the
+subspace has none and is not whitened. Local CKA's rows carry no gradient: `evaluation`
+measures, and detaches what it is given. The authors' code could not be had. A related one
+by other authors (github.com/mayug/freeze-align, alignment/utils.py, run on the same
+tensors): local CKA from whole kernels (line 219) and the assignment (332) give our figures;
+the least squares map (190) and relative representations (360) do on centred rows, but there
+rows are taken as they are and the map has no shift (fit_intercept=False, 196). Its
+retrieval (247, sorted at 258) lets the index decide between equal scores; ours counts ties
+against the model.
 Reconstructed: the ridge, and cosine as the similarity after the map.
 """
 
