@@ -34,8 +34,10 @@ Run again by an independent reader, 8 and 32 other splits: `subspace` +.046 (24 
 look) and +.049, holds; `matching` +.013, not resolved, and +.020 [+.014, +.027], some gain;
 `shared` +.060, some gain, and +.065, holds; `local-cka` +.096 and +.094, holds;
 `weak-structure` +.034 [+.001, +.066], some gain, and +.047 [+.034, +.060], holds; `meaning`
-no gain twice. Beyond the claims: whitening with all 384 directions kept gives local CKA what
-25 give it (hit@5 .257, .255; .168 in the full spaces), and the affine map much less (.10).
+no gain twice. Beyond the claims, ridge 3, hit@5 with 25 and with all 384 directions: local CKA
+.255, .257 (.168 in the full spaces); the affine map .27, .11, but with diag(S) for a map .28,
+.30. So the gain is the whitening's and the weights', not that of few dimensions; an arm that is
+whitened and not cut is missing.
 """
 
 from collections.abc import Callable, Mapping
