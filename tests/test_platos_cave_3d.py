@@ -91,6 +91,14 @@ def test_local_cka_puts_true_pairs_first():
         assert right.mean() > 0.9, align
 
 
+def test_local_cka_carries_no_gradient_and_affine_does():
+    """As the card says: what `evaluation` measures is detached."""
+    for align, carries in (("local-cka", False), ("affine", True)):
+        method = fitted(two_views(30), k=2, align=align)
+        y = rows(3, 5).requires_grad_()
+        assert scores(method, rows(2, 6), y).requires_grad == carries
+
+
 # The subspace and the map -----------------------------------------------------------------
 def loop_map(v: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """R and b of the least squares Σ ‖v R + b − u‖², by the normal equations with a
