@@ -34,6 +34,17 @@ def _scores_averaged(views, texts, k):
     return each.mean(0) - each[0]
 
 
+def _units_averaged(views, texts, k):
+    return _gained(normalize(views, dim=2), texts, k)
+
+
+def _lengths_left(views, texts, k):
+    def near(x):
+        dots = (x @ x.T).fill_diagonal_(-torch.inf)
+        return torch.zeros_like(dots).scatter_(1, dots.topk(k, dim=1).indices, 1)
+    return ((near(views.mean(1)) - near(views[:, 0])) * near(texts)).sum(1)
+
+
 def _itself_counted(views, texts, k):
     told = _nearest(texts, k, True)
     rich, poor = (_nearest(x, k, True) for x in (views.mean(1), views[:, 0]))
@@ -59,6 +70,16 @@ gained = Exercise(
             "average the counts of the single views. The encoder's rows are averaged "
             "first, and neighbours are looked for once, in the mean.",
         ),
+        "units averaged": Mistake(
+            _units_averaged,
+            "bring each view to length one before the mean. Average the encoder's rows as "
+            "they are; the cosine takes lengths out afterwards.",
+        ),
+        "lengths left in": Mistake(
+            _lengths_left,
+            "look for the largest dot products. A cosine divides by both lengths: bring rows "
+            "to length one before you multiply them.",
+        ),
         "itself counted": Mistake(
             _itself_counted,
             "count each thing as its own neighbour. Leave it out: fill the diagonal "
@@ -71,6 +92,11 @@ gained = Exercise(
         "poor minus rich": Mistake(
             lambda views, texts, k: -_gained(views, texts, k),
             "subtract the other way round: several views minus the first one.",
+        ),
+        "not compared": Mistake(
+            lambda views, texts, k: (_nearest(views.mean(1), k) * _nearest(texts, k)).sum(1),
+            "count what the mean view shares with the text, and take off nothing. Subtract "
+            "what the first view alone shares.",
         ),
     },
 )
@@ -108,6 +134,23 @@ def _neighbours_of_all(images, texts, train, k):
     return (_nearest(images[i], k) * _nearest(texts[j], k)).sum(1)[left].mean() / k
 
 
+def _chosen_on_all(images, texts, train, k):
+    every = torch.arange(len(images[0]))
+    left = torch.ones(len(every), dtype=torch.bool)
+    left[train] = False
+    return _scored(images, texts, every, k, left)
+
+
+def _with_itself(images, texts, train, k):
+    def agree(x, y):
+        return (_nearest(x, k, True) * _nearest(y, k, True)).sum(1).mean() / k
+    left = torch.ones(len(images[0]), dtype=torch.bool)
+    left[train] = False
+    x, y = max(((x, y) for x in images for y in texts),
+               key=lambda pair: float(agree(pair[0][train], pair[1][train])))
+    return agree(x[left], y[left])
+
+
 def _search_cases(generator):
     n = 2 * random_size(generator, 14, 18)
     hidden = random_rows(generator, n, 3)
@@ -143,8 +186,18 @@ honest = Exercise(
         ),
         "strangers as neighbours": Mistake(
             _neighbours_of_all,
-            "look for neighbours among all rows. Cut the other rows out first: neighbours "
-            "of theirs may only be other rows of theirs, or n and chance change.",
+            "look for neighbours among all rows. Take the rows that are scored first: their "
+            "neighbours must be scored rows, too, or n and chance change.",
+        ),
+        "chosen on all": Mistake(
+            _chosen_on_all,
+            "choose the layers on all rows. The scored ones are among them, so you still "
+            "peek: choose on `train` alone.",
+        ),
+        "itself counted": Mistake(
+            _with_itself,
+            "count each thing as its own neighbour: fill the diagonal with minus infinity "
+            "before topk, as section 3 does.",
         ),
     },
 )
@@ -183,6 +236,11 @@ earned = Exercise(
             lambda scores, n, k: (scores[:, 1] > scores[:, 2] + 0.03).float(),
             "forget chance. With 50 things and k = 10 unrelated spaces share a fifth of "
             "their neighbours: ask for twice k / (n - 1).",
+        ),
+        "chance once": Mistake(
+            lambda scores, n, k: ((scores[:, 1] > scores[:, 2] + 0.03)
+                                  & (scores[:, 1] > k / (n - 1))).float(),
+            "ask for chance once. Twice is asked for, 2k / (n - 1).",
         ),
         "no margin": Mistake(
             lambda scores, n, k: ((scores[:, 1] > scores[:, 2])

@@ -274,10 +274,10 @@ def _named(value: object) -> str:
     return f"a {type(value).__name__}" if isinstance(value, (tuple, list)) else repr(value)
 
 
-def _describe(case: tuple) -> str:
-    parts = (f"tensor {list(x.shape)}" if isinstance(x, torch.Tensor) else repr(x)
-             for x in case)
-    return f"({', '.join(parts)})"
+def _describe(case: object) -> str:
+    if isinstance(case, tuple | list):
+        return f"({', '.join(map(_describe, case))})"
+    return f"tensor {list(case.shape)}" if isinstance(case, torch.Tensor) else repr(case)
 
 
 # Drawing --------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ SEPARATOR = ", "
 
 def concepts(pairs: Pairs, least: int = 6) -> Pairs:
     """The rows of `pairs` that are concepts: one a group, drawn in every style of `STYLES`
-    and with at least `least` English keywords (587 of `emoji()` with six).
+    and with at least `least` English keywords (597 of `emoji()` with six).
 
     Columns beside those of `pairs`: the drawings of the other styles (`VIEWS` names all
     four) and `keywords`, "tail, animal, pet": all that CLDR has, in an order drawn once

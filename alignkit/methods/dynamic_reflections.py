@@ -22,9 +22,10 @@ Equations, for n things, x [n, d_x] and y [n, d_y] of one layer of each encoder:
     law: A(n_f, n_c) = limit − (C_f n_f^−α + C_c n_c^−β)    (`evaluation.fit_power_law`)
 
 Frozen: both encoders; nothing is trained.
-Exact property: A(x, x) = 1; A does not change under rotations of either space, positive
-lengths of rows, or a common order of the things; n_f copies of one frame change nothing,
-nor does the order of the frames; with k = n − 1, A = 1.
+Exact property: A(x, x) = 1 without ties; A does not change under rotations of either space,
+positive lengths of rows, or a common order of the things (the clamp, which comes before,
+sees the first two); n_f copies of one frame change nothing, nor does the order of the
+frames; with k = n − 1, A = 1.
 Deviations: layers are chosen on the training rows and the score is taken on others; the
 official search takes the highest score of the scored rows themselves
 (minyoungg/platonic-rep, commit dcd76ba, measure_alignment.py:34–71; `search_layers` on them
