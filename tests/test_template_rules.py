@@ -11,7 +11,7 @@ from alignkit.course.template import check_template
 
 CARD = """# A title
 
-[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/x/y/blob/main/notebooks/1-a/01-b.ipynb)
+[Open in Colab](https://colab.research.google.com/github/x/y/blob/main/notebooks/1-a/01-b.ipynb)
 
 **The paper says.** One.
 
@@ -132,7 +132,8 @@ BREAKS = {
     "M with the exercises": lambda n: swap(n, "20 CPU", "few CPU"),
     "3 minutes to read": lambda n: swap(n, "40 minutes", "3 minutes"),
     "at least 70": lambda n: swap(n, "90 with", "60 with"),
-    "no Colab badge": lambda n: swap(n, "01-b", "02-b"),
+    "no link to Colab": lambda n: swap(n, "01-b", "02-b"),
+    "link by words": lambda n: swap(n, "[Open in Colab]", "[![Colab](https://x.org/b.svg)]"),
     "must be tagged parameters": lambda n: put(n, 4, metadata={"tags": ["parameters"]}),
     "must be tagged setup": lambda n: put(n, 1, metadata={}),
     "`b = seed + 1` is not": lambda n: put(n, 0, source="seed = 0\nb = seed + 1"),

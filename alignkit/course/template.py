@@ -89,7 +89,9 @@ def _card(path: Path, notebook: NotebookNode) -> Problems:
         yield 0, "the first cell must be the title card: # Title"
     badge = r"\(https://colab\.research\.google\.com/github/\S+/"
     if not re.search(badge + re.escape(path.name) + r"\)", text):
-        yield 0, f"title card: no Colab badge that opens {path.name}"
+        yield 0, f"title card: no link to Colab that opens {path.name}"
+    if "![" in text:
+        yield 0, "title card: a picture from elsewhere is broken offline: link by words"
     says = "The question" if "**The question.**" in text else "The paper says"
     if says == "The question" and not is_opening(path):
         yield 0, "title card: only an opening notebook asks **The question.**"
