@@ -50,7 +50,8 @@ def draw(path: Path, number: int) -> str:
 
 
 def table(folder: Path, n: int, captions: int = 1) -> Path:
-    """A CSV of `n` different pictures; some have several captions, a row each."""
+    """A CSV of `n` different pictures, a row for each of their captions: some have `captions`,
+    the others two at most."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "my.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -58,7 +59,7 @@ def table(folder: Path, n: int, captions: int = 1) -> Path:
         rows.writerow(["image", "caption"])
         for i in range(n):
             words = draw(folder / f"{i}.png", i)
-            for k in range(captions if i % 3 == 0 else 1):
+            for k in range(captions if i % 3 == 0 else min(captions, 2)):
                 rows.writerow([f"{i}.png", f"{('', 'picture of ', 'here is ')[k]}{words} {i}"])
     return path
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Reported, Trained
-from alignkit.claims.common import nothing_paired, on_test
+from alignkit.claims.common import image_text, nothing_paired, on_test
 from alignkit.data import Lazy, Pairs, Splits
 from alignkit.data.concepts import SEPARATOR, VIEWS, concepts
 from alignkit.data.emoji import emoji
@@ -37,7 +37,7 @@ from alignkit.methods.dynamic_reflections import (
 from alignkit.training import Budget, seed_of
 
 FIRST = 100  # of the paired seeds; those below were free for looks while it was planned
-NEEDS = None  # by hand `data` takes pairs with `video` or `image` and several captions an item
+NEEDS = ("text",)  # and `video` or `image`; two captions an item or more
 K = 10
 
 
@@ -73,19 +73,19 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     [n, amounts, d_k], captions joined; `text_repeated_layer<k>` [n, 1, d_k], the first one as
     often as the rich input has others. Tables `frames`, `captions`: the amounts there are.
 
-    Raises ValueError at 'gpu' and 'full' without pairs, and for own pairs with neither
-    `video` nor `image`, or with an item of a single caption.
+    Raises ValueError at 'gpu' and 'full' without pairs, and for own pairs of fewer than 60
+    items, with neither `video` nor `image`, or with an item of a single caption.
     """
     s = SCALES[scale]
     if pairs is None:
         if scale in ("gpu", "full"):
-            raise ValueError(f"scale {scale!r} needs pairs of your own: data({scale!r}, pairs), "
-                             "by hand, with videos and several captions each (no --pairs yet)")
+            raise ValueError(f"scale {scale!r} needs pairs of your own (--pairs FOLDER) with "
+                             "videos and several captions each, such as MSR-VTT")
         known = add_features(emoji(), "image", s.image, layers="all")
         pairs, views = concepts(known, max(s.captions)), VIEWS
         texts = [words.split(SEPARATOR) for words in pairs["keywords"]]
     else:
-        pairs, views, texts = _own(pairs, max(s.frames))
+        pairs, views, texts = _own(image_text(scale, pairs), max(s.frames))
     captions = [n for n in s.captions if n <= min(map(len, texts))]
     for view in views:
         if f"{view}_layer0" not in pairs.columns:
