@@ -79,7 +79,9 @@ def test_the_workflow_installs_the_lowest_bounds_too():
 
 def test_the_wheel_holds_the_package_alone(tmp_path):
     """Even from a checkout in which the tour and others have left their folders."""
-    pytest.importorskip("setuptools", "77")  # the build's own bound
+    # The build's own bound. Not imported here: it wants to come before distutils.
+    if int(version("setuptools").partition(".")[0]) < 77:
+        pytest.skip("setuptools is older than 77")
     pytest.importorskip("pip")  # uv's environments have none
     source = tmp_path / "checkout"
     source.mkdir()
