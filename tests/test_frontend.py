@@ -80,7 +80,8 @@ from alignkit.course import plots
 from alignkit.course.widgets import explore
 
 def draw(**chosen):
-    print(*(f"{k}={v!r}" for k, v in chosen.items()))
+    # One write: the kernel may send a print's pieces as two messages.
+    print(" ".join(f"{k}={v!r}" for k, v in chosen.items()) + "\n", end="")
     return plots.paired([1], [2])
 """
 
