@@ -81,7 +81,7 @@ from alignkit.course.widgets import explore
 
 def draw(**chosen):
     # One write: the kernel may send a print's pieces as two messages.
-    print(" ".join(f"{k}={v!r}" for k, v in chosen.items()) + "\n", end="")
+    print(" ".join(f"{k}={v!r}" for k, v in chosen.items()) + chr(10), end="")
     return plots.paired([1], [2])
 """
 
