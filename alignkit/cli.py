@@ -124,6 +124,8 @@ def _page_arguments(made: dict[str, argparse.ArgumentParser]) -> None:
     made["new"].add_argument("--title", required=True, help="as it stands on the pages")
     made["new"].add_argument("--part", help="its folder, where the curriculum does not say")
     made["notebook"].add_argument("--keep", choices=("script", "notebook"), help="whose edits")
+    made["notebook"].add_argument("--run", action="store_true",
+                                  help="execute it, even if only texts have changed")
     for name, page in (("map", "README.md"), ("which", "README.md"),
                        ("scoreboard", "SCOREBOARD.md and the README")):
         made[name].add_argument("--write", action="store_true",
@@ -232,7 +234,7 @@ def _new(args) -> None:
 def _notebook(args) -> int:
     from alignkit.course.authoring import notebook
 
-    return int(bool(notebook(args.slug, args.keep)))
+    return int(bool(notebook(args.slug, args.keep, run=args.run)))
 
 
 def _grade(args) -> int:

@@ -3,14 +3,16 @@ notebook."""
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 from fake_claims import claim, data, result_of
+from nbformat import v4
 
 from alignkit import claims
 from alignkit.course import authoring, card, study
-from alignkit.course.notebook import build, read, script
+from alignkit.course.notebook import _write, build, read, script
 
 SOURCE = """# %% [markdown]
 # # A title
@@ -119,6 +121,80 @@ def test_where_both_were_edited_one_must_be_chosen(folder, capsys):
         authoring.notebook("slug", keep, folder=folder)
         assert f"+ {wanted}" in read(path).cells[2].source
         assert f"+ {wanted}" in source.read_text("utf-8")
+
+
+@pytest.fixture
+def ran(folder, monkeypatch):
+    """Builds the notebook; how often it was executed by then, and what its cells print."""
+    path, runs = folder / "1-a" / "01-slug.ipynb", []
+
+    def execute(path, out, cwd):
+        runs.append(path)
+        notebook = read(path)
+        for n, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), 1):
+            cell.execution_count = n
+            cell.outputs = [v4.new_output("stream", text=f"run {len(runs)}, cell {n}")]
+        return _write(notebook, out)
+
+    def built(**options):
+        problems = authoring.notebook("slug", folder=folder, **options)
+        assert any("no section 'Play'" in p for p in problems)  # the rules are always checked
+        return len(runs), [c.outputs[0].text for c in read(path).cells if "outputs" in c]
+
+    monkeypatch.setattr(authoring, "execute", execute)
+    return built
+
+
+def test_texts_are_taken_in_without_a_run(folder, ran, capsys):
+    path = folder / "1-a" / "01-slug.ipynb"
+    source, first = path.with_suffix(".py"), (1, ["run 1, cell 1", "run 1, cell 2"])
+    assert ran() == first
+    edit(source, "# A title", "# Another title")
+    edit(source, "# %%\nprint", "# %% [markdown]\n# A new cell.\n\n# %%\nprint")
+    capsys.readouterr()
+    assert ran() == first
+    said = capsys.readouterr().out
+    assert "outputs are kept" in said.splitlines()[0] and "running it" not in said
+    assert [c.source for c in read(path).cells][::2] == [
+        "# Another title\n\n**The paper says.** One.\n\n**Here.** Not run yet.", "A new cell."]
+    edit(path, "A new cell", "A newer cell")  # by JupyterLab
+    assert ran() == first and "A newer cell" in source.read_text("utf-8")
+    assert ran(run=True) == (2, ["run 2, cell 1", "run 2, cell 2"])
+
+
+def test_whatever_outputs_come_from_is_run(folder, ran, monkeypatch):
+    path = folder / "1-a" / "01-slug.ipynb"
+    source = path.with_suffix(".py")
+    ran()
+    edit(source, "len(seeds)", "len(seeds) + 1")
+    assert ran()[0] == 2
+    edit(source, "seeds = [0]", "seeds = [1]")  # a parameter
+    assert ran()[0] == 3
+    edit(path, "len(seeds) + 1", "len(seeds) + 2")  # in JupyterLab, and not run there
+    assert ran()[0] == 4
+    edit(path, '"execution_count": 2', '"execution_count": 9')  # run there out of order
+    assert ran()[0] == 5
+    edit(path, "len(seeds) + 2", "len(seeds) + 3")  # run there in order, and dropped
+    assert ran(keep="script")[0] == 6
+    monkeypatch.setattr(authoring, "code_hash", lambda slug: "new")  # method or claims
+    assert ran()[0] == 7
+    monkeypatch.setattr(authoring, "stored", lambda slug: ["new"])  # results
+    assert ran()[0] == 8
+    notebook = read(path)
+    del notebook.metadata["alignkit"]["code"]  # built before there was a stamp of code
+    _write(notebook, path)
+    assert ran()[0] == 9
+    assert ran()[0] == 9
+
+
+def test_the_stamp_of_code_knows_the_exercises(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(authoring, "__file__", str(tmp_path / "authoring.py"))
+    made = read(folder / "1-a" / "01-slug.ipynb")
+    stamps = [authoring._code(made, "some-slug")]
+    for text in ("a = 1", "a = 2"):
+        (tmp_path / "some_slug.py").write_text(text, "utf-8")
+        stamps.append(authoring._code(made, "some-slug"))
+    assert len({*stamps}) == 3
 
 
 def test_a_failing_cell_is_named_by_its_line(folder, monkeypatch):

@@ -3,7 +3,8 @@
 The script lies beside the notebook (NN-slug.py, not kept in the repository). What is
 edited since both last agreed is carried over to the other: the script by any editor, the
 notebook in JupyterLab. The notebook's metadata holds a hash of the cells on which both
-agreed, so that nothing is guessed from times of files.
+agreed, so that nothing is guessed from times of files, and one of what its outputs come
+from: where only texts were edited since, they are taken in and the outputs stay.
 """
 
 import hashlib
@@ -11,18 +12,24 @@ import re
 import tempfile
 from pathlib import Path
 
+from nbformat import NotebookNode
+
+from alignkit.claims import code_hash, stored
+
 from .card import slug_of, with_here
 from .notebook import _save, _write, blocks, build, execute, percent, read, script
 from .template import check_template
 from .tour import NOTEBOOKS
 
 
-def notebook(slug: str, keep: str | None = None, folder: Path = NOTEBOOKS) -> list[str]:
+def notebook(slug: str, keep: str | None = None, folder: Path = NOTEBOOKS, *,
+             run: bool = False) -> list[str]:
     """Build and execute a paper's notebook; the rules of the template that it breaks,
-    printed too.
+    printed too. Where nothing but texts has changed, its outputs are kept.
 
     Args:
         keep: "script" or "notebook": whose cells stay if both were edited.
+        run: execute it in any case.
 
     Raises:
         ValueError: no such notebook, or both were edited and `keep` is not given.
@@ -30,14 +37,21 @@ def notebook(slug: str, keep: str | None = None, folder: Path = NOTEBOOKS) -> li
     """
     path = find(slug, folder)
     source = path.with_suffix(".py")
-    print(f"{_agree(path, source, keep)}; running it …", flush=True)
+    said = _agree(path, source, keep)
     text = source.read_text("utf-8")
     if (new := with_here(text, slug)) != text:
         _save(new, source)
     with tempfile.TemporaryDirectory() as made:
         built = build(source, Path(made) / path.name)
-        ran = _executed(built, Path(made) / f"ran-{path.name}", source, path.parent)
-        _stamp(ran, path)
+        code = _code(read(built), slug)
+        if not run and (done := _with_kept_outputs(read(built), path, code)):
+            print(f"{said}; only texts may have changed, outputs are kept (--run runs it)")
+        else:
+            print(f"{said}; running it …", flush=True)
+            ran = Path(made) / f"ran-{path.name}"
+            done = read(_executed(built, ran, source, path.parent))
+        done.metadata["alignkit"] = {"cells": _hash(_cells(done)), "code": code}
+        _write(done, path)
     problems = check_template(path)
     print(f"written to {path}; its script: {source}", *problems, sep="\n")
     return problems
@@ -65,7 +79,7 @@ def _agree(path: Path, source: Path, keep: str | None) -> str:
         script(path, source)
         return f"script written from {path.name}"
     agreed = read(path).metadata.get("alignkit", {}).get("cells")
-    there = {"notebook": _hash(_of_notebook(path)), "script": _hash(_of_script(source))}
+    there = {"notebook": _hash(_cells(read(path))), "script": _hash(_of_script(source))}
     if there["notebook"] == there["script"]:
         return "notebook and script agree"
     edited = [name for name, now in there.items() if now != agreed]
@@ -79,14 +93,14 @@ def _agree(path: Path, source: Path, keep: str | None) -> str:
     return f"built from {source.name}"
 
 
-def _of_notebook(path: Path) -> list[str]:
-    return [percent(cell).rstrip() for cell in read(path).cells]
+def _cells(notebook: NotebookNode) -> list[str]:
+    return [percent(cell).rstrip() for cell in notebook.cells]
 
 
 def _of_script(path: Path) -> list[str]:
-    """As `_of_notebook` of what would be built."""
+    """The cells of what would be built."""
     with tempfile.TemporaryDirectory() as made:
-        return _of_notebook(build(path, Path(made) / "built.ipynb"))
+        return _cells(read(build(path, Path(made) / "built.ipynb")))
 
 
 def _hash(cells: list[str]) -> str:
@@ -109,8 +123,32 @@ def _executed(built: Path, out: Path, source: Path, cwd: Path) -> Path:
             "notebook is as it was") from None
 
 
-def _stamp(ran: Path, path: Path) -> None:
-    """Write the executed notebook with the hash of its cells."""
-    done = read(ran)
-    done.metadata["alignkit"] = {"cells": _hash(_of_notebook(ran))}
-    _write(done, path)
+def _code_of(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def _code(notebook: NotebookNode, slug: str) -> str:
+    """A hash of what the outputs come from: the code cells, the paper's method and claims
+    (words apart), its exercises and its results. Of shared code it knows nothing: what
+    changes there, nbval finds in CI."""
+    exercises = Path(__file__).with_name(f"{slug.replace('-', '_')}.py")
+    parts = [*map(percent, _code_of(notebook)), code_hash(slug),
+             exercises.read_text("utf-8") if exercises.is_file() else "",
+             *map(repr, stored(slug))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _with_kept_outputs(built: NotebookNode, path: Path, code: str) -> NotebookNode | None:
+    """The built notebook with the outputs of the one that is there; None if these come
+    from other code, or the notebook was not run from top to end."""
+    if not path.is_file():
+        return None
+    there = read(path)
+    old, new = _code_of(there), _code_of(built)
+    if (there.metadata.get("alignkit", {}).get("code") != code
+            or [*map(percent, old)] != [*map(percent, new)]
+            or [cell.execution_count for cell in old] != [*range(1, len(old) + 1)]):
+        return None
+    for mine, its in zip(new, old):
+        mine.outputs, mine.execution_count = its.outputs, its.execution_count
+    return built
