@@ -11,17 +11,16 @@ import pytest
 import torch
 from by_paper import DAY
 from PIL import Image, ImageDraw
-from test_methods import random_pairs
+from toys import given, random_pairs
 
 from alignkit.claims import Runs, load, paper, scoreboard, slugs, stored
 from alignkit.cli import COMMANDS, main
-from alignkit.data import Lazy, Pairs
+from alignkit.data import Pairs
 from alignkit.data.fetch import cache_dir
 
 TAKE_PAIRS = [slug for slug in slugs() if paper(slug).NEEDS]
-# One slug for each kind that a table can serve.
-NEEDS = {paper(slug).NEEDS: slug for slug in TAKE_PAIRS
-         if not {"points", "speech"} & set(paper(slug).NEEDS)}
+FROM_TABLE = [slug for slug in TAKE_PAIRS if {*paper(slug).NEEDS} <= {"image", "text"}]
+NEEDS = {paper(slug).NEEDS: slug for slug in FROM_TABLE}  # one slug for each kind
 COLOURS = ("red", "green", "blue", "orange", "purple", "black", "teal")
 SHAPES = ("circle", "square", "triangle", "cross")
 
@@ -202,21 +201,16 @@ def drawn(tmp_path_factory) -> Path:
     return table(tmp_path_factory.mktemp("drawn"), 70, captions=3)
 
 
-def labelled(path: Path, slug: str) -> Pairs:
-    """The table's pairs with the labels, clouds of points and sounds that the claims need."""
+def own(path: Path, slug: str) -> Pairs:
+    """The table's pairs with the labels that the claims need, and what the paper's own test
+    file adds (see toys.py)."""
     pairs, names = Pairs.from_table(path), getattr(paper(slug), "LABELS", ())
-    if "points" in paper(slug).NEEDS:
-        drawn = torch.Generator().manual_seed(0)
-        pairs = pairs.with_columns(points=torch.randn(len(pairs), 32, 3, generator=drawn))
-    if "speech" in paper(slug).NEEDS:
-        waves = Lazy(range(len(pairs)), lambda row: (torch.sin(
-            torch.arange(4000) * (0.05 + 0.001 * row)), 16_000), "sound", version="tones")
-        pairs = pairs.with_columns(speech=waves)
-    return replace(pairs, labels={name: pairs.item % (3 + k) for k, name in enumerate(names)},
-                   label_names={name: list("abcd")[:3 + k] for k, name in enumerate(names)})
+    pairs = replace(pairs, labels={name: pairs.item % (3 + k) for k, name in enumerate(names)},
+                    label_names={name: list("abcd")[:3 + k] for k, name in enumerate(names)})
+    return given(pairs, slug, "toy_pairs")
 
 
-@pytest.mark.parametrize("slug", [s for s in TAKE_PAIRS if hasattr(paper(s), "LABELS")])
+@pytest.mark.parametrize("slug", [s for s in FROM_TABLE if hasattr(paper(s), "LABELS")])
 def test_labels_that_a_table_lacks_are_named(capsys, drawn, slug):
     assert paper(slug).LABELS[0] in one_line(capsys, "reproduce", slug, "--pairs", drawn)
 
@@ -233,7 +227,7 @@ def two_steps(claim):
 def test_every_claim_can_be_measured(drawn, slug, which):
     """Features, all arms after two steps, figures, null, condition and the figures for
     choosing; a user's own pairs where the paper takes them."""
-    pairs = paper(slug).data("tiny", labelled(drawn, slug) if paper(slug).NEEDS else None)
+    pairs = paper(slug).data("tiny", own(drawn, slug) if paper(slug).NEEDS else None)
     claims = [two_steps(claim) for claim in paper(slug).claims(pairs, "tiny")]
     runs = Runs(claims)  # all: an arm may start from one of another claim
     for claim in claims:
@@ -254,7 +248,7 @@ def few_and_one_in_turn() -> list:
     """The slugs that run from end to end: with few arms one whose pairs need labels, one
     whose arms differ in data, one that trains its baseline alone; and by the day of the
     year one of all the others."""
-    claims = {slug: paper(slug).claims(random_pairs(), "tiny") for slug in TAKE_PAIRS}
+    claims = {slug: paper(slug).claims(random_pairs(slug), "tiny") for slug in TAKE_PAIRS}
     arms = {slug: len({arm for claim in claims[slug] for arm in claim.arms})
             for slug in TAKE_PAIRS}
     shapes = (lambda slug: hasattr(paper(slug), "LABELS"),
@@ -272,12 +266,13 @@ def few_and_one_in_turn() -> list:
 @pytest.mark.parametrize("slug", few_and_one_in_turn())
 def test_reproduce_on_pairs_of_ones_own(capsys, tmp_path, drawn, slug):
     """From a table of drawn pictures to written results, at the scale for tests."""
-    path, pairs = drawn, labelled(drawn, slug)
-    if pairs.labels or {"points", "speech"} & set(pairs.columns):  # a table has none
+    path, pairs = drawn, own(drawn, slug)
+    if pairs.labels or {*pairs.columns} != {"image", "text"}:  # more than a table has
         path = tmp_path / "pairs"
         pairs.save(path)
-    for old in (cache_dir() / "runs").glob(
-            f"{slug}-*-{pairs.provenance.hash[:8]}"):
+    used = paper(slug).data("tiny", pairs)  # some claims take each item once
+    assert len(used) in (len(pairs), len(pairs.item.unique()))
+    for old in (cache_dir() / "runs").glob(f"{slug}-*-{used.provenance.hash[:8]}"):
         shutil.rmtree(old)  # kept from an earlier run of this test
     code, out, err = run(capsys, "reproduce", slug, "--scale", "tiny", "--seeds", 5,
                          "--jobs", 1, "--pairs", path, "--out", tmp_path / "out")
@@ -286,8 +281,8 @@ def test_reproduce_on_pairs_of_ones_own(capsys, tmp_path, drawn, slug):
     assert results and f"{len(results)} claims, 5 paired seeds" in out
     first = getattr(paper(slug), "FIRST", 0)
     for result in results:
-        assert result.data["kind"] == "user" and result.data["rows"] == len(pairs) > 110
-        assert result.data["hash"] == pairs.provenance.hash
+        assert result.data["kind"] == "user" and result.data["rows"] == len(used)
+        assert result.data["hash"] == used.provenance.hash
         assert result.seeds[:5] == list(range(first, first + 5)) and result.scale == "tiny"
         assert len(result.seeds) == 5 or result.headline  # which may have a second look
         assert f"{slug} · {result.claim}" in out

@@ -13,8 +13,8 @@ from importlib import import_module
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
+from toys import random_pairs
 
 import alignkit.methods
 from alignkit.claims import paper, slugs
@@ -31,39 +31,6 @@ MODULES = [m.name for m in pkgutil.iter_modules(alignkit.methods.__path__)]
 
 
 @cache  # nobody writes into them: splits are copies
-def random_pairs(n: int = 120, widths=(5, 6, 7)) -> Pairs:
-    """Features of every name that claims look for: pooled, of random twins, by layer,
-    and tokens; of clouds of points pooled alone; pictures in several modalities."""
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(n, 4, generator=generator)
-    columns = {"image": Lazy(range(n), lambda i: Image.new("RGB", (4, 4), (i % 256, 0, 0))),
-               "text": [f"caption {i}" for i in range(n)]}
-    for modality in ("image", "text"):
-        names = ["features", "random", *(f"layer{i}" for i in range(len(widths)))]
-        for name, width in zip(names, [widths[-1], widths[-1], *widths]):
-            view = hidden @ torch.randn(4, width, generator=generator)
-            noise = torch.randn(n, width, generator=generator)
-            columns[f"{modality}_{name}"] = view + 0.3 * noise
-        columns[f"{modality}_tokens"] = random_tokens(hidden, widths[-1], generator)
-    columns["points"] = torch.randn(n, 32, 3, generator=generator)
-    columns["points_features"] = (hidden @ torch.randn(4, widths[-1], generator=generator)
-                                  + torch.randn(n, widths[-1], generator=generator))
-    for name in ("visible", "infrared", "depth", "normal", "sketch", "paint", "event"):
-        coarse = torch.rand(n, 1, 8, 8, generator=generator)  # 32 × 32 pixels with edges
-        columns[name] = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
-    return Pairs.make(columns)
-
-
-def random_tokens(hidden: torch.Tensor, width: int, generator) -> Tokens:
-    """Two to four real tokens a row, different views of its hidden state; the rest pad."""
-    views = torch.randn(4, hidden.shape[1], width, generator=generator)
-    values = torch.einsum("nh,thw->ntw", hidden, views)
-    values += 0.3 * torch.randn(values.shape, generator=generator)
-    real = torch.randint(2, 5, (len(hidden), 1), generator=generator)
-    mask = torch.arange(4) < real
-    return Tokens(values * mask[..., None], mask)
-
-
 @dataclass(frozen=True)
 class Case:
     """An arm of a claim with its budget; builds are equal for equal seeds."""
@@ -78,7 +45,7 @@ class Case:
 
     def build(self, seed: int = 0):
         """(method, splits, budget) of a few short steps."""
-        claim = self.claim(random_pairs())
+        claim = self.claim(random_pairs(self.slug))
         splits = claim.arms[self.arm].data(TUNING_SEEDS[0])
         seed_all(seed)
         method = claim.arms[self.arm].build(splits)
@@ -88,9 +55,8 @@ class Case:
 
 
 def _arms() -> list[Case]:
-    pairs = random_pairs()
     arms = {(slug, arm): None for slug in slugs()
-            for claim in paper(slug).claims(pairs, "tiny") for arm in claim.arms}
+            for claim in paper(slug).claims(random_pairs(slug), "tiny") for arm in claim.arms}
     return [Case(*names) for names in arms]
 
 
@@ -286,7 +252,7 @@ def test_scores_are_of_every_query_with_every_row_of_the_gallery(case):
 @every_arm
 def test_it_is_built_on_the_meta_device_at_full_width(case):
     full = replace(case, arm=case.arm, scale="full")
-    pairs = random_pairs(100, widths=(1024, 1024))
+    pairs = random_pairs(full.slug, 100, widths=(1024, 1024))
     claims = paper(full.slug).claims(pairs, "full")
     kinds = {arm.split("@")[0]: a for c in claims for arm, a in c.arms.items()}
     arm = kinds[case.arm.split("@")[0]]

@@ -28,6 +28,15 @@ def textured(n: int = 6, side: int = 64) -> Pairs:
     return Pairs.from_features(columns)
 
 
+def toy_features(pairs: Pairs) -> Pairs:
+    """For the tests of all papers (toys.py): a random picture of 32 × 32 pixels, with edges,
+    in each modality."""
+    g = torch.Generator().manual_seed(0)
+    return pairs.with_columns(**{name: torch.rand(len(pairs), 1, 8, 8, generator=g)
+                                 .repeat_interleave(4, 2).repeat_interleave(4, 3)
+                                 for name in MODALITIES})
+
+
 def built(modalities=TRAINED, pairs: Pairs | None = None) -> Minima:
     seed_all(0)
     return Minima(MinimaSettings(tuple(modalities), width=16), pairs or textured())

@@ -27,6 +27,20 @@ def two_views(n: int = 90, p: int = 6, q: int = 5, seed: int = 0) -> Pairs:
                                     rows(n, q - 3, seed + 3)], 1) @ rows(q, q, 8) - 1})
 
 
+# For the tests of all papers (toys.py).
+def toy_pairs(pairs: Pairs) -> Pairs:
+    """A cloud of 32 points a row."""
+    drawn = torch.Generator().manual_seed(0)
+    return pairs.with_columns(points=torch.randn(len(pairs), 32, 3, generator=drawn))
+
+
+def toy_features(pairs: Pairs) -> Pairs:
+    """And features of it that know something of the picture's."""
+    image = pairs["image_features"]
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
+    return toy_pairs(pairs).with_columns(points_features=image.flip(1) + noise)
+
+
 def fitted(pairs: Pairs, **settings) -> PlatosCave3d:
     method = PlatosCave3d(PlatosCave3dSettings(**settings), pairs)
     history = fit(method, pairs)

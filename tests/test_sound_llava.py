@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from alignkit.data import Pairs
+from alignkit.data import Lazy, Pairs
 from alignkit.evaluation import mutual_knn, outside_subspace
 from alignkit.methods.sound_llava import (
     SoundSettings, SoundToken, Untrained, caption, mlp, raw_token, substitute,
@@ -19,6 +19,15 @@ def rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
 
 def pairs(n: int = 5) -> Pairs:
     return Pairs.from_features({"image_features": rows(n, 4), "speech_features": rows(n, 3, 1)})
+
+
+def toy_pairs(pairs: Pairs) -> Pairs:
+    """For the tests of all papers (toys.py): a tone of its own for each row."""
+    def tone(row: int) -> tuple[torch.Tensor, int]:
+        return torch.sin(torch.arange(4000) * (0.05 + 0.001 * row)), 16_000
+
+    return pairs.with_columns(
+        speech=Lazy(range(len(pairs)), tone, "sound", version="tones"))
 
 
 def made(**changes) -> SoundToken:
