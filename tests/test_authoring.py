@@ -281,6 +281,13 @@ def test_the_verdicts_are_a_table_and_a_figure(made, capsys, monkeypatch):
     assert row.endswith("passed") and max(map(len, (head, row, *notes))) <= 78
     assert notes[0].startswith("intervals at 95 %; ")
     assert shown[0][1].endswith("fake holds")
+    both = {"verdict": "some gain", "equivalent": True}
+    made.published = {"fake": made.published["fake"],
+                      "other": replace(made.published["fake"], claim="other", **both)}
+    made.verdicts("fake", "other")
+    lines = capsys.readouterr().out.splitlines()[:3]
+    assert "  some gain, equivalent same" in lines[2]
+    assert len({line.rindex(" ", 0, -4) for line in lines}) == 1  # one place for the last column
     made.published = {}
     made.verdicts()
     assert "nothing is published yet" in capsys.readouterr().out

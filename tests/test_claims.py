@@ -10,7 +10,9 @@ from fake_claims import (
 from fake_claims import data as splits_of  # fmt: skip
 
 from alignkit.claims import Condition, Null, Runs, runs
+from alignkit.claims.runner import before
 from alignkit.claims.runs import PILOT_SEEDS, TUNING_SEEDS, at_edge
+from alignkit.claims.work import Work
 from alignkit.stats import (
     corrected_interval, prediction_interval, second_look, smallest_detectable, stein_size,
     t_interval,
@@ -57,8 +59,21 @@ def test_the_figures_of_a_result(tmp_path):
 def test_a_statistic_of_many_arms(tmp_path):
     arms = {"less": arm(0.0), "more": arm(0.1), "most": arm(0.4)}
     three = claim(noise=0.0, arms=arms, method="most", twins={"more": "less", "most": "less"},
+                  subtracts="most minus more, less (more minus less)",
                   statistic=lambda f: f["most"] - 2 * f["more"] + f["less"])
     assert result_of(tmp_path, three).differences == pytest.approx([0.2] * 5)
+
+
+@pytest.mark.parametrize("noise, stated, found", [
+    (0.0, None, None), (0.0, 0.07, 0.07), (1e-13, 0.07, 0.07), (0.01, 0.07, "measured")])
+def test_where_runs_are_equal_the_smallest_difference_is_stated_or_not_known(
+        tmp_path, noise, stated, found):
+    one, said = claim(noise=noise, detectable=stated), []
+    p = before(Work([one], tmp_path), [one], said.append)["pilot"]["fake"]
+    least = smallest_detectable(p["noise_sd"], 8) if found == "measured" else found
+    assert p["smallest_detectable"] == least and least != 0
+    assert said[-1].endswith("seeds can show: " + (
+        "not known, runs of the baseline are equal" if found is None else f"{least:.3g}"))
 
 
 @pytest.mark.parametrize("noise, margin, passed", [
@@ -334,7 +349,9 @@ def test_one_name_is_one_arm(change):
     ({"method": "none"}, "method 'none' is no arm"),
     ({"differs": "luck"}, "differs must be"), ({"margin": 0.0}, "margin is 0.0"),
     ({"margin_why": " "}, "margin_why is empty"),
-    ({"subtracts": "most minus less"}, "without a statistic of its own it is the method")])
+    ({"subtracts": "most minus less"}, "without a statistic of its own it is the method"),
+    ({"statistic": min}, "say in subtracts what that is"),
+    ({"detectable": 0.0}, "detectable is 0.0; a smallest difference is above 0")])
 def test_claim_refuses(change, message):
     with pytest.raises(ValueError, match=message):
         claim(**change)

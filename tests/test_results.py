@@ -219,7 +219,7 @@ def test_what_a_statistic_subtracts_is_words_too():
     assert _code(said) == _code(code)
     assert _code(said.replace("'line',", "'line', units=3,")) != _code(code)
     assert _code(said.replace("subtracts", "sentence")) != _code(code)
-    own = claim(statistic=min)
+    own = claim(statistic=min, subtracts="the least")
     assert design([own]) == design([dataclasses.replace(own, subtracts="the least of both")])
 
 

@@ -84,11 +84,13 @@ class Claim:
     paper, with a second look. units: how many independent shipped models there are (no
     more seeds than that). redrawn: each seed draws rows of its own, so the interval
     speaks of new rows. twins: method arm -> the arm it is compared with (default: method
-    -> baseline); the pilot puts a second run of the twin in its place.
+    -> baseline); the pilot puts a second run of the twin in its place. detectable: the
+    smallest difference that eight seeds can show, stated by hand where nothing is trained:
+    two runs of the baseline are then equal, and the pilot does not know it.
 
     Raises:
-        ValueError: an unknown arm or kind, a margin that is not above 0, or `subtracts`
-            without a statistic.
+        ValueError: an unknown arm or kind, a margin or `detectable` that is not above 0, or
+            one of `subtracts` and `statistic` without the other.
     """
 
     name: str
@@ -115,6 +117,7 @@ class Claim:
     units: int | None = None
     redrawn: bool = False
     twins: Mapping[str, str] | None = None
+    detectable: float | None = None
     paper: Reported | None = None
 
     def __post_init__(self):
@@ -134,6 +137,12 @@ class Claim:
         if self.subtracts and not self.statistic:
             raise ValueError(f"{said}: subtracts is {self.subtracts!r}, but without a statistic "
                              "of its own it is the method minus the baseline")
+        if self.statistic and not self.subtracts:
+            raise ValueError(f"{said}: it has a statistic of its own; say in subtracts what that "
+                             "is, such as 'plain minus inverted'")
+        if self.detectable is not None and not self.detectable > 0:
+            raise ValueError(f"{said}: detectable is {self.detectable}; a smallest difference is "
+                             "above 0, or None where it is not known")
         if not self.margin_why.strip():
             raise ValueError(f"{said}: margin_why is empty; say in a line why a difference below "
                              f"{self.margin:g} would not be worth having")

@@ -126,11 +126,12 @@ def _print(text: str, indent: str = "") -> None:
 
 def _table(results: Sequence[Result]) -> None:
     width = max(len(r.claim) for r in results) + 1
-    print(f"{'claim':{width}}  {'mean':>6} {'interval':>16}  {'verdict':13} new rows  null")
+    wide = max(13, *(len(verdict_of(r)) for r in results))
+    print(f"{'claim':{width}}  {'mean':>6} {'interval':>16}  {'verdict':{wide}} new rows  null")
     for r in results:
         mean, low, high = (r.interval[k] for k in ("mean", "low", "high"))
         print(f"{r.claim + '*' * r.headline:{width}}  {mean:+.3f} [{low:+.3f}, {high:+.3f}]  "
-              f"{verdict_of(r):13} {'same' if r.carries_over else 'differ':8}  "
+              f"{verdict_of(r):{wide}} {'same' if r.carries_over else 'differ':8}  "
               f"{'passed' if r.null['passed'] else 'FAILED'}")
     levels = ", ".join(f"{'*' * headline}{100 * level:g} %" for headline, level in
                        sorted({(r.headline, r.looks[-1]["level"]) for r in results}))
