@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .plots import COLOURS, WIDTH, _figure, _same_length, _wrap
+from .plots import COLOURS, frame, grid
 
 
 def clouds(clouds: Sequence, captions: Sequence[str], columns: int = 6,
@@ -15,24 +15,17 @@ def clouds(clouds: Sequence, captions: Sequence[str], columns: int = 6,
     """
     import numpy as np
 
-    _same_length(clouds=clouds, captions=captions)
-    columns = min(columns, len(clouds))
-    rows = -(-len(clouds) // columns)
-    figure, axes = _figure(rows, columns, height=rows * (WIDTH / columns + 0.35))
-    for axis in axes.flat[len(clouds) :]:
-        axis.axis("off")
+    figure, axes = grid(clouds, captions, columns)
     a, b = np.radians([turn, tilt])
-    for place, (axis, cloud, caption) in enumerate(zip(axes.flat, clouds, captions)):
+    for place, (axis, cloud) in enumerate(zip(axes, clouds)):
         x, y, z = np.asarray(cloud, dtype=float).T
         x, z = np.cos(a) * x - np.sin(a) * z, np.sin(a) * x + np.cos(a) * z
         y, z = np.cos(b) * y - np.sin(b) * z, np.sin(b) * y + np.cos(b) * z
         order = np.argsort(z)  # far ones first
         axis.scatter(x[order], y[order], s=1.5, c=-z[order], cmap="cividis", linewidths=0)
-        axis.set(xticks=[], yticks=[], xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
-        axis.set_box_aspect(1)
-        good = place in marked
-        axis.set_xlabel(_wrap(caption, 90 // columns, lines=2) + " ✓" * good, size=8)
-        for spine in axis.spines.values():
-            spine.set(visible=True, color=COLOURS["blue"] if good else "#BBBBBB",
-                      linewidth=2 if good else 1)
+        axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
+        frame(axis)
+        if place in marked:
+            frame(axis, COLOURS["blue"], 2)
+            axis.set_xlabel(f"{axis.get_xlabel()} ✓")
     return figure

@@ -105,15 +105,20 @@ def _tile(axis, content) -> None:
     """A picture (PIL or array [h, w, 3]) or a text, in a frame without ticks."""
     import numpy as np
 
-    axis.set(xticks=[], yticks=[])
     if isinstance(content, str):
         axis.text(0.5, 0.5, _wrap(content), ha="center", va="center", size=9)
         axis.set(xlim=(0, 1), ylim=(0, 1))
     else:
         axis.imshow(np.asarray(content))
+    frame(axis)
+
+
+def frame(axis, colour: str = "#BBBBBB", width: float = 0.8) -> None:
+    """Make an axis a square without ticks, in a frame."""
+    axis.set(xticks=[], yticks=[])
     axis.set_box_aspect(1)
     for spine in axis.spines.values():
-        spine.set(visible=True, color="#BBBBBB")
+        spine.set(visible=True, color=colour, linewidth=width)
 
 
 def _wrap(text: str, width: int = 15, lines: int = 5) -> str:
@@ -128,17 +133,24 @@ def _same_length(**lists: Sequence) -> None:
         raise ValueError(f"need the same number, at least one, of each; got {lengths}")
 
 
+def grid(contents: Sequence, captions: Sequence[str], columns: int = 6):
+    """(a figure, an axis for each of the contents to be drawn on, its caption below it)."""
+    _same_length(contents=contents, captions=captions)
+    columns = min(columns, len(contents))
+    rows = -(-len(contents) // columns)
+    figure, axes = _figure(rows, columns, height=rows * (WIDTH / columns + 0.35))
+    for axis in axes.flat[len(contents) :]:
+        axis.axis("off")
+    for axis, caption in zip(axes.flat, captions):
+        axis.set_xlabel(_wrap(caption, 90 // columns, lines=2), size=8)
+    return figure, axes.flat[: len(contents)]
+
+
 def gallery(pictures: Sequence, captions: Sequence[str], columns: int = 6):
     """Pictures in a grid, a caption under each."""
-    _same_length(pictures=pictures, captions=captions)
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    figure, axes = _figure(rows, columns, height=rows * (WIDTH / columns + 0.35))
-    for axis in axes.flat[len(pictures) :]:
-        axis.axis("off")
-    for axis, picture, caption in zip(axes.flat, pictures, captions):
+    figure, axes = grid(pictures, captions, columns)
+    for axis, picture in zip(axes, pictures):
         _tile(axis, picture)
-        axis.set_xlabel(_wrap(caption, 90 // columns, lines=2), size=8)
     return figure
 
 
@@ -163,17 +175,12 @@ def retrieved(
             good = bool(right[rank])
             colour = COLOURS["blue"] if good else COLOURS["orange"]
             axis.set_title(f"{rank + 1} {'✓' if good else '✗'}", size=9, color=colour)
-            for spine in axis.spines.values():
-                spine.set(color=colour, linewidth=2)
+            frame(axis, colour, 2)
     return figure
 
 
-def intervals(
-    rows: dict[str, tuple[float, float, float]],
-    *,
-    margin: float | None = None,
-    xlabel: str,
-):
+def intervals(rows: dict[str, tuple[float, float, float]], *, margin: float | None = None,
+              xlabel: str):
     """Means with their intervals, one below the other; zero and the margin drawn.
 
     Args:
@@ -194,13 +201,8 @@ def intervals(
     return figure
 
 
-def bars(
-    values: dict[str, float],
-    *,
-    marked: Sequence[str] = (),
-    picture=None,
-    xlabel: str = "",
-):
+def bars(values: dict[str, float], *, marked: Sequence[str] = (), picture=None,
+         xlabel: str = ""):
     """A bar a name, the first on top, its number behind it; `marked` ones are blue.
 
     The axis ends where the longest bar does, so that bars are seen however short all
