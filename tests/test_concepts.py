@@ -7,8 +7,17 @@ from alignkit.data.emoji import emoji, read_keywords
 from alignkit.data.pairs import Pairs
 
 
-def test_each_concept_has_four_drawings_and_its_own_keywords():
-    pairs = concepts(emoji())
+@pytest.fixture(scope="module")
+def known() -> Pairs:
+    return emoji()
+
+
+@pytest.fixture(scope="module")
+def pairs(known) -> Pairs:
+    return concepts(known)
+
+
+def test_each_concept_has_four_drawings_and_its_own_keywords(pairs):
     assert len(pairs) == len(pairs.item.unique()) == len(pairs.group.unique()) == 597
     assert VIEWS == ("image", "image_noto", "image_twemoji", "image_fluent")
     row = pairs.ids.index("1F436")  # a dog's face
@@ -21,13 +30,12 @@ def test_each_concept_has_four_drawings_and_its_own_keywords():
     assert min(len(k.split(", ")) for k in pairs["keywords"]) == 6
 
 
-def test_the_order_of_keywords_is_drawn_and_stays():
-    pairs = concepts(emoji())
+def test_the_order_of_keywords_is_drawn_and_stays(known, pairs):
     orders = [k.split(", ") for k in pairs["keywords"]]
     assert sum(words == sorted(words) for words in orders) < 10  # CLDR's is alphabetical
-    assert concepts(emoji())["keywords"] == pairs["keywords"]
+    assert concepts(known)["keywords"] == pairs["keywords"]
     # With more wanted, the same words: but another of a group may be the first to have them.
-    fewer, told = concepts(emoji(), 8), dict(zip(pairs.ids, pairs["keywords"]))
+    fewer, told = concepts(known, 8), dict(zip(pairs.ids, pairs["keywords"]))
     shared = [i for i, code in enumerate(fewer.ids) if code in told]
     assert 250 < len(shared) <= len(fewer) < 597
     assert all(fewer["keywords"][i] == told[fewer.ids[i]] for i in shared)

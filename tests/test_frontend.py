@@ -18,118 +18,7 @@ from alignkit.course.frontend import fold
 from alignkit.course.parameters import check_parameters
 from alignkit.course.setup import setup
 
-# A widget in a live kernel ---------------------------------------------------------------
-
-
-class Live:
-    """A kernel with a front end attached: it can move a control and sees what is shown."""
-
-    def __init__(self):
-        from jupyter_client.manager import start_new_kernel
-
-        env = {**os.environ, "JPY_SESSION_NAME": "x.ipynb"}
-        env.pop("ALIGNKIT_STATIC", None)
-        self.manager, self.client = start_new_kernel(
-            kernel_name="python3", env=env,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"])
-        self.controls = {}
-
-    def close(self):
-        self.client.stop_channels()
-        self.manager.shutdown_kernel(now=True)
-
-    def _shown(self, request: str) -> list[str]:
-        """Texts, errors and kinds of figures until the kernel is idle again."""
-        shown = []
-        while True:
-            message = self.client.get_iopub_msg(timeout=60)
-            kind, content = message["msg_type"], message["content"]
-            if kind == "comm_open":
-                state = content["data"].get("state", {})
-                if state.get("description"):
-                    self.controls[state["description"]] = (content["comm_id"], state)
-            shown += {"stream": lambda c: [c["text"].strip()],
-                      "error": lambda c: [f"{c['ename']}: {c['evalue']}"],
-                      "display_data": lambda c: sorted(c["data"])}.get(
-                          kind, lambda c: [])(content)
-            if (kind == "status" and content["execution_state"] == "idle"
-                    and message["parent_header"].get("msg_id") == request):
-                return shown
-
-    def run(self, code: str) -> list[str]:
-        return self._shown(self.client.execute(code))
-
-    def move(self, control: str, index: int) -> list[str]:
-        data = {"method": "update", "state": {"index": index}, "buffer_paths": []}
-        message = self.client.session.msg(
-            "comm_msg", {"comm_id": self.controls[control][0], "data": data})
-        self.client.shell_channel.send(message)
-        return self._shown(message["header"]["msg_id"])
-
-
-@pytest.fixture(scope="module")
-def live():
-    kernel = Live()
-    yield kernel
-    kernel.close()
-
-
-START = """
-import numpy as np, torch
-from alignkit.course import plots
-from alignkit.course.widgets import explore
-
-def draw(**chosen):
-    # One write: the kernel may send a print's pieces as two messages.
-    print(" ".join(f"{k}={v!r}" for k, v in chosen.items()) + chr(10), end="")
-    return plots.paired([1], [2])
-"""
-
-
-@pytest.mark.parametrize("values, shown", [
-    ("[(224, 224), (300, 300)]", ["(224, 224)", "(300, 300)"]),
-    ("[('a', 1), ('b', 2)]", ["('a', 1)", "('b', 2)"]),
-    ("[0.02, 0.5]", ["0.02", "0.5"]), ("[True, False]", ["True", "False"]),
-    ("['a cat', 'a dog']", ["'a cat'", "'a dog'"]), ("[None, 3]", ["None", "3"]),
-    ("[np.zeros(2), np.ones(3)]", ["array([0., 0.])", "array([1., 1., 1.])"]),
-    ("[torch.zeros(2), torch.ones(2)]", ["tensor([0., 0.])", "tensor([1., 1.])"]),
-    ("[{'a': 1}, [1, 2]]", ["{'a': 1}", "[1, 2]"]), ("range(3)", ["0", "1"]),
-    ("[np.float64(0.5), np.int64(2)]", ["np.float64(0.5)", "np.int64(2)"]),
-])  # fmt: skip
-@pytest.mark.slow
-def test_a_control_of_any_kind_follows_the_hand(live, values, shown):
-    first, second = shown
-    found = live.run(START + f"explore(draw, 'alt', size={values}, other=[1, 2])")
-    assert f"size={first} other=1" in found and "image/png" in found
-    assert not any("Error" in text for text in found)
-    assert f"size={second} other=1" in live.move("size", 1)
-    assert f"size={second} other=2" in live.move("other", 1)
-    assert f"size={first} other=2" in live.move("size", 0)
-
-
-@pytest.mark.slow
-def test_a_name_of_a_control_is_not_cut_and_its_text_is_short(live):
-    live.run(START + "explore(draw, 'alt', temperature_of_the_loss=[1, 2],\n"
-             "        word=['a ' * 99, 'b\\nc'])")
-    _, slider = live.controls["temperature_of_the_loss"]
-    styles = {state["_model_name"] for _, state in live.controls.values()}
-    assert styles == {"SelectionSliderModel", "DropdownModel"}
-    assert not slider["continuous_update"]
-    labels = live.controls["word"][1]["_options_labels"]
-    assert len(labels[0]) == 60 and labels[0].endswith("…") and labels[1] == "b c"
-    live.run("import ipywidgets")
-    found = live.run("print([w.style.description_width for w in "
-                     "ipywidgets.widgets.widget._instances.values()"
-                     " if isinstance(w, ipywidgets.SelectionSlider)][-1])")
-    assert found == ["initial"]
-
-
-@pytest.mark.slow
-def test_set_up_has_a_live_notebook_break_lines_between_words(live):
-    found = live.run("from alignkit.course.setup import setup\nsetup([3, 4])")
-    assert found[0] == "text/html" and found[1].startswith("Python 3.")
-    assert all(len(line) <= 78 for line in found[1].split("\n"))
-    assert live.run("import torch; print(torch.initial_seed())") == ["3"]
+# Starts of a widget ---------------------------------------------------------------------
 
 
 @given(st.lists(st.one_of(st.integers(), st.floats(allow_nan=False), st.text(), st.booleans(),
@@ -268,3 +157,118 @@ def test_nothing_is_shown_where_nobody_watches(monkeypatch):
     monkeypatch.setattr(frontend, "interactive", lambda: False)
     monkeypatch.setattr("IPython.display.publish_display_data", lambda *_: 1 / 0)
     frontend.break_between_words()
+
+
+# Last: the kernel's seconds count where it ends, and that is a test marked slow.
+# A widget in a live kernel ---------------------------------------------------------------
+
+
+class Live:
+    """A kernel with a front end attached: it can move a control and sees what is shown."""
+
+    def __init__(self):
+        from jupyter_client.manager import start_new_kernel
+
+        env = {**os.environ, "JPY_SESSION_NAME": "x.ipynb"}
+        env.pop("ALIGNKIT_STATIC", None)
+        self.manager, self.client = start_new_kernel(
+            kernel_name="python3", env=env,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"])
+        self.controls = {}
+
+    def close(self):
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+    def _shown(self, request: str) -> list[str]:
+        """Texts, errors and kinds of figures until the kernel is idle again."""
+        shown = []
+        while True:
+            message = self.client.get_iopub_msg(timeout=60)
+            kind, content = message["msg_type"], message["content"]
+            if kind == "comm_open":
+                state = content["data"].get("state", {})
+                if state.get("description"):
+                    self.controls[state["description"]] = (content["comm_id"], state)
+            shown += {"stream": lambda c: [c["text"].strip()],
+                      "error": lambda c: [f"{c['ename']}: {c['evalue']}"],
+                      "display_data": lambda c: sorted(c["data"])}.get(
+                          kind, lambda c: [])(content)
+            if (kind == "status" and content["execution_state"] == "idle"
+                    and message["parent_header"].get("msg_id") == request):
+                return shown
+
+    def run(self, code: str) -> list[str]:
+        return self._shown(self.client.execute(code))
+
+    def move(self, control: str, index: int) -> list[str]:
+        data = {"method": "update", "state": {"index": index}, "buffer_paths": []}
+        message = self.client.session.msg(
+            "comm_msg", {"comm_id": self.controls[control][0], "data": data})
+        self.client.shell_channel.send(message)
+        return self._shown(message["header"]["msg_id"])
+
+
+@pytest.fixture(scope="module")
+def live():
+    kernel = Live()
+    yield kernel
+    kernel.close()
+
+
+START = """
+import numpy as np, torch
+from alignkit.course import plots
+from alignkit.course.widgets import explore
+
+def draw(**chosen):
+    # One write: the kernel may send a print's pieces as two messages.
+    print(" ".join(f"{k}={v!r}" for k, v in chosen.items()) + chr(10), end="")
+    return plots.paired([1], [2])
+"""
+
+
+@pytest.mark.parametrize("values, shown", [
+    ("[(224, 224), (300, 300)]", ["(224, 224)", "(300, 300)"]),
+    ("[('a', 1), ('b', 2)]", ["('a', 1)", "('b', 2)"]),
+    ("[0.02, 0.5]", ["0.02", "0.5"]), ("[True, False]", ["True", "False"]),
+    ("['a cat', 'a dog']", ["'a cat'", "'a dog'"]), ("[None, 3]", ["None", "3"]),
+    ("[np.zeros(2), np.ones(3)]", ["array([0., 0.])", "array([1., 1., 1.])"]),
+    ("[torch.zeros(2), torch.ones(2)]", ["tensor([0., 0.])", "tensor([1., 1.])"]),
+    ("[{'a': 1}, [1, 2]]", ["{'a': 1}", "[1, 2]"]), ("range(3)", ["0", "1"]),
+    ("[np.float64(0.5), np.int64(2)]", ["np.float64(0.5)", "np.int64(2)"]),
+])  # fmt: skip
+@pytest.mark.slow
+def test_a_control_of_any_kind_follows_the_hand(live, values, shown):
+    first, second = shown
+    found = live.run(START + f"explore(draw, 'alt', size={values}, other=[1, 2])")
+    assert f"size={first} other=1" in found and "image/png" in found
+    assert not any("Error" in text for text in found)
+    assert f"size={second} other=1" in live.move("size", 1)
+    assert f"size={second} other=2" in live.move("other", 1)
+    assert f"size={first} other=2" in live.move("size", 0)
+
+
+@pytest.mark.slow
+def test_a_name_of_a_control_is_not_cut_and_its_text_is_short(live):
+    live.run(START + "explore(draw, 'alt', temperature_of_the_loss=[1, 2],\n"
+             "        word=['a ' * 99, 'b\\nc'])")
+    _, slider = live.controls["temperature_of_the_loss"]
+    styles = {state["_model_name"] for _, state in live.controls.values()}
+    assert styles == {"SelectionSliderModel", "DropdownModel"}
+    assert not slider["continuous_update"]
+    labels = live.controls["word"][1]["_options_labels"]
+    assert len(labels[0]) == 60 and labels[0].endswith("…") and labels[1] == "b c"
+    live.run("import ipywidgets")
+    found = live.run("print([w.style.description_width for w in "
+                     "ipywidgets.widgets.widget._instances.values()"
+                     " if isinstance(w, ipywidgets.SelectionSlider)][-1])")
+    assert found == ["initial"]
+
+
+@pytest.mark.slow
+def test_set_up_has_a_live_notebook_break_lines_between_words(live):
+    found = live.run("from alignkit.course.setup import setup\nsetup([3, 4])")
+    assert found[0] == "text/html" and found[1].startswith("Python 3.")
+    assert all(len(line) <= 78 for line in found[1].split("\n"))
+    assert live.run("import torch; print(torch.initial_seed())") == ["3"]
