@@ -1,4 +1,5 @@
-"""Measures: retrieval, classification, geometry, calibration and detection."""
+"""Measures: retrieval, classification, geometry, calibration, detection and
+robustness."""
 
 from alignkit.evaluation.calibration import expected_calibration_error
 from alignkit.evaluation.classify import (
@@ -35,6 +36,14 @@ from alignkit.evaluation.pixel_matches import (
 from alignkit.evaluation.power_law import PowerLaw, fit_log_linear, fit_power_law
 from alignkit.evaluation.precision import average_precision, mean_average_precision
 from alignkit.evaluation.retrieval import ranks, retrieval, retrieve
+from alignkit.evaluation.robustness import (
+    fgsm_attack,
+    pgd_attack,
+    robust_accuracy,
+    shortfall,
+    square_attack,
+    worst_of,
+)
 from alignkit.evaluation.search import Found, search
 
 __all__ = [
@@ -59,6 +68,7 @@ __all__ = [
     "estimate_homography",
     "evaluate_retrieval",
     "expected_calibration_error",
+    "fgsm_attack",
     "fit_log_linear",
     "fit_power_law",
     "fpr_at_95",
@@ -73,13 +83,18 @@ __all__ = [
     "mutual_knn_grid",
     "nearest_cells",
     "outside_subspace",
+    "pgd_attack",
     "procrustes",
     "ranks",
     "retrieval",
     "retrieve",
     "rice_k",
     "ridge_map",
+    "robust_accuracy",
     "search",
+    "shortfall",
+    "square_attack",
     "uniformity",
+    "worst_of",
     "zero_shot",
 ]

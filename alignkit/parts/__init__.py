@@ -12,7 +12,7 @@ from alignkit.parts.losses import (
 )  # fmt: skip
 from alignkit.parts.method import Method, Settings, Stage
 from alignkit.parts.momentum import FeatureQueue, Momentum
-from alignkit.parts.optimise import optimise_inputs
+from alignkit.parts.optimise import optimise_inputs, pgd
 from alignkit.parts.similarity import (
     cosine, gramian_volume, gramian_volumes, late_interaction, unit,
 )  # fmt: skip
@@ -25,6 +25,6 @@ __all__ = ["AttentionPooling", "CrossAttention", "DualEncoder", "Experts",
            "TokenEmbedding", "TransformerDecoder", "TransformerEncoder", "WordPieces",
            "alignment_loss", "cosine", "distillation_loss", "gramian_volume",
            "gramian_volumes", "info_nce", "late_interaction", "leading_directions",
-           "logits_of", "mask_words", "mean_pool", "optimise_inputs", "positives_of",
+           "logits_of", "mask_words", "mean_pool", "optimise_inputs", "pgd", "positives_of",
            "projector", "shares", "sigmoid_loss", "sparsemax", "triplet_loss",
            "two_way_cross_entropy", "uniformity_loss", "unit"]
