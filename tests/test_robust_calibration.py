@@ -235,11 +235,12 @@ def test_the_real_clip_has_under_one_percent_in_its_head():
     """ImageBind's picture tower, OpenCLIP's ViT-H/14, by shape alone."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+    wide = pairs(d=1024)
     with torch.device("meta"):
         tower = CLIPVisionModelWithProjection(CLIPVisionConfig(
             hidden_size=1280, intermediate_size=5120, num_hidden_layers=32,
             num_attention_heads=16, patch_size=14, projection_dim=1024))
-        head = Calibration(CalibrationSettings(), pairs(d=1024)).head
+        head = Calibration(CalibrationSettings(), wide).head
     counts = [sum(p.numel() for p in module.parameters()) for module in (tower, head)]
     assert 630e6 < counts[0] < 634e6 and counts[1] == 2 * 1024 * 512 + 512 + 3 * 1024
     assert counts[1] < 0.01 * counts[0]
