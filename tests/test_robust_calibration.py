@@ -33,6 +33,13 @@ def pairs(n: int = 6, d: int = 5) -> Pairs:
         "text_features": rows(3, d, 2)[torch.arange(n) % 3]})
 
 
+def toy_features(more: Pairs) -> Pairs:
+    """For the tests of all papers (toys.py): rows of attacked pictures."""
+    g = torch.Generator().manual_seed(0)
+    clean = more["image_features"]
+    return more.with_features(image_attacked=clean + 0.5 * torch.randn(clean.shape, generator=g))
+
+
 def made(kind=Calibration, moved: bool = True, **changes) -> Calibration:
     torch.manual_seed(0)
     method = kind(CalibrationSettings(**changes), pairs()).double()
