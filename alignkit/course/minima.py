@@ -45,6 +45,15 @@ kept = Exercise(
             "look for the best of each row alone. Two cells may then claim one place: it "
             "must be the best of its column, too.",
         ),
+        "columns alone": Mistake(
+            lambda s, t: ((_p(s) == _p(s).amax(0, keepdim=True)) & (_p(s) > t)).float(),
+            "look for the best of each column alone. It must be the best of its row, too.",
+        ),
+        "best of S": Mistake(
+            lambda s, t: (_mutual(s) & (_p(s) > t)).float(),
+            "look for the best among the scores. P is not in their order: it also counts "
+            "how strong the rest of the row and of the column is.",
+        ),
         "no threshold": Mistake(
             lambda s, t: _mutual(_p(s)).float(),
             "keep every mutual match. Where nothing fits, something is still the best: ask "
@@ -83,6 +92,7 @@ def _error_cases(generator):
     found = truth + torch.randn(n, 4, 2, generator=generator)
     found[0] = truth[0, [1, 0, 3, 2]]  # mirrored
     found[1] = torch.nan  # no homography was found
+    found[2, 1] = torch.nan  # one corner at infinity
     return found, truth, 99.0
 
 
@@ -100,6 +110,16 @@ error = Exercise(
         "failures left out": Mistake(
             lambda f, t, lost: (f - t).norm(dim=-1).mean(-1).nan_to_num(0.0),
             "give failures the error 0. Where no homography was found the error is `lost`.",
+        ),
+        "lost before the mean": Mistake(
+            lambda f, t, lost: (f - t).norm(dim=-1).nan_to_num(lost).mean(-1),
+            "write `lost` for one corner and go on to the mean. A picture with one corner "
+            "missing is lost as a whole.",
+        ),
+        "one root": Mistake(
+            lambda f, t, lost: (f - t).flatten(1).norm(dim=1).nan_to_num(lost),
+            "take one root over all four corners. Each corner has its own distance; then "
+            "the mean.",
         ),
         "NaN": Mistake(
             lambda f, t, lost: (f - t).norm(dim=-1).mean(-1),
@@ -147,6 +167,11 @@ called = Exercise(
             lambda g, trained, seen: 1 + (~trained[g]).float(),
             "forget the pictures. In an unseen modality, too, a picture of the training "
             "set tests what was learned by heart.",
+        ),
+        "excused": Mistake(
+            lambda g, trained, seen: torch.where(trained[g], (~seen).float(), 2.0),
+            "let an unseen modality excuse pictures that were trained on: what they show "
+            "may have been learned by heart all the same.",
         ),
         "turned round": Mistake(
             lambda g, trained, seen: (1 + trained[g].float()) * (~seen).float(),

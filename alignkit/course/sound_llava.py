@@ -46,6 +46,22 @@ outside = Exercise(
             lambda x, v, k: ((x @ _directions(v, k).T).norm(dim=1) / x.norm(dim=1)).mean(),
             "give the share inside. Take from x what P keeps, and measure what is left.",
         ),
+        "one less inside": Mistake(
+            lambda x, v, k: 1 - ((x @ _directions(v, k).T).norm(dim=1)
+                                 / x.norm(dim=1)).mean(),
+            "take the share inside from one. Lengths do not add up (their squares do): "
+            "measure what is left of x.",
+        ),
+        "one share": Mistake(
+            lambda x, v, k: (x - x @ _directions(v, k).T @ _directions(v, k)).norm(
+                dim=1).mean() / x.norm(dim=1).mean(),
+            "divide one mean by another. Each row has its share; then the mean.",
+        ),
+        "least": Mistake(
+            lambda x, v, k: _shares(x, _directions(v, v.shape[1])[-k:]).mean(),
+            "take the directions in which v varies least. The singular vectors come in "
+            "falling order (those of eigh in rising order).",
+        ),
         "squared": Mistake(
             lambda x, v, k: _shares(x, _directions(v, k)).square().mean(),
             "give shares of the squared length. Lengths are compared, not their squares.",
@@ -106,6 +122,17 @@ mended = Exercise(
             "hand over patches of length one. Lengths are for choosing; LLaVA gets the "
             "patches as they are.",
         ),
+        "unit token": Mistake(
+            lambda token, patches, k: torch.cat([
+                normalize(token, dim=0)[None], _mended(token, patches, k)[1:]]),
+            "hand over a token of length one. LLaVA gets it as it is.",
+        ),
+        "by place": Mistake(
+            lambda token, patches, k: _placed(
+                token, patches, (normalize(patches, dim=1) @ token).topk(
+                    k).indices.sort().values),
+            "give the right patches in the order of the picture. The nearest comes first.",
+        ),
         "the first ones": Mistake(_first, "take the first k patches and compare nothing."),
     },
 )
@@ -156,6 +183,18 @@ judged = Exercise(
                 off.mean(1, keepdim=True).expand(-1, 2),
                 shown.mean(1, keepdim=True).expand(-1, 2), margin),
             "judge by the middles. The whole interval must lie where the verdict says.",
+        ),
+        "above zero": Mistake(
+            lambda off, shown, margin: torch.where(
+                (off[:, 0] > 0) & _inside(shown, margin), 2.0,
+                torch.where((off[:, 0] > 0) & (shown[:, 0] > 0), 1.0, 0.0)),
+            "call a loss what lies above zero. It must lie above the margin.",
+        ),
+        "one end": Mistake(
+            lambda off, shown, margin: _judge(
+                off, shown, margin, lambda ends, margin: ends[:, 1] < margin),
+            "look at the high end alone. A word that is read much better than before is "
+            "not inside ± margin either.",
         ),
         "lost is enough": Mistake(
             lambda off, shown, margin: _judge(
