@@ -28,14 +28,21 @@ Exact property: with the list ('visible',) the loss is the visible matcher's, bi
 labels do not depend on u and b. P is Pᵀ when the views change places, its rows and columns
 sum to at most 1. A picture without edges, or any c above max |D|, gives a white event
 picture; a mirrored picture with −dx gives the mirrored event picture.
-Deviations: pairs are two homographies of one photograph (the authors: views of MegaDepth
-with depth), no colour, 96 pixels; LoFTR's coarse level alone (LoFTR_minima
-src/losses/loftr_loss.py:47–60, the sparse variant; src/loftr/utils/coarse_matching.py:109–
-119), without the fine level and its loss; a small convolutional matcher of stride 4 at
-small scale, LoFTR's own backbone and attention (kornia's, with random weights) at gpu and
-full. Labels are also left out where a visible window has no contrast, and the first cell
-counts (supervision.py:81 ignores it). AdamW's decay 10⁻⁴, one rate; seeds, not time()
-(datasets/megadepth.py:87–88). LightGlue and RoMa are not built.
+Deviations: pairs are two homographies of one photograph, turned and shifted uniformly (the
+authors: views of MegaDepth with depth), no colour, 96 pixels; LoFTR's coarse level alone
+(LoFTR_minima src/loftr/utils/coarse_matching.py:109–119), without the fine level and its
+loss; a small convolutional matcher of stride 4 at small scale, LoFTR's own backbone and
+attention (kornia's, with random weights) at gpu and full. The loss is LoFTR's sparse variant
+(src/losses/loftr_loss.py:57–61, 82–85). The authors' script takes the dense one
+(train_orders/minima_loftr.sh names loftr_ds_dense.py; loftr_loss.py:87–93), which adds the
+mean of −α P^γ log(1 − P) over all other pairs of cells: after 120 steps its gradient was 2 ·
+10⁻⁵ of the first term's. Labels are also left out where a visible window has no contrast,
+and the first cell counts (supervision.py:76–81 sends what falls outside to it, then ignores
+it). A corner is compared with itself (test_relative_homo_depth.py:164–174, 241–244 sorts
+both quadrangles, which hides a mirror). AdamW's decay 10⁻⁴, one rate; seeds, not time()
+(datasets/megadepth.py:87–88). LightGlue and RoMa are not built. Run beside the authors' code
+on the same tensors: loss and gradient (sparse), labels but the first cell's, events and AUC
+(src/utils/metrics.py:160–176) are equal.
 Reconstructed: five of the six generators are networks of others (a diffusion editor with
 LoRA, Depth-Anything-V2, DSINE, Anime2Sketch, Paint Transformer); here cheap filters stand
 in for them (`alignkit.data.modalities`), so what is learned is their kind of difference.
@@ -216,7 +223,7 @@ class Minima(Method):
 
 
 class _Small(nn.Module):
-    """Convolutions to features of stride 4, without attention; ≈ 0.2 million numbers."""
+    """Convolutions to features of stride 4, without attention; ≈ 0.13 million numbers."""
 
     stride = 4
 

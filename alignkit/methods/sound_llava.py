@@ -28,7 +28,9 @@ Deviations: the public repository holds a project page and no training code, so 
 could be run beside this. Patches and class token: a CNN's 49 places and their mean at small
 scale (LLaVA: CLIP's 576 patches and its class token). WhisperCLIP, which fuses Whisper's
 layers before the projector, is not built: how it fuses is not said anywhere. `rebuilt` is
-not the paper's: it asks whether the loss can be bought back.
+not the paper's: it asks whether the loss can be bought back. Sounds of one picture in a
+batch are right answers for each other (they would be wrong ones in plain InfoNCE); in the
+composed corpus each picture has one sound.
 Reconstructed: hidden widths, τ (0.07, learned), rate, batch and steps, the layer of CLIP
 that is the target, and where norm and GELU stand between the three linear layers: the page
 names them and no more. The authors withdrew several statements of earlier versions (a law
