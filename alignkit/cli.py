@@ -18,6 +18,7 @@ COMMANDS = {
     "new": "the files of a new paper, which pass the shared tests: alignkit new SLUG",
     "notebook": "build and execute a notebook from its script: alignkit notebook SLUG",
     "doctor": "what is installed, cached and missing, and how to mend it",
+    "site": "build the course's web site: alignkit site DIR",
     "student": "write the student version of the notebooks: alignkit student DIR",
     "grade": "the marks of students' notebooks: alignkit grade NOTEBOOK or FOLDER",
     "map": "the notebooks in the order of reading, and what each one needs",
@@ -80,12 +81,15 @@ def _parser() -> argparse.ArgumentParser:
                              help="processes; default: one a core, 4 at most")
     made["register"].add_argument("--reason", default="", help="why the design has changed")
     made["register"].add_argument("--edge", default="", help="why the grid ends where it does")
+    made["student"].add_argument("--otter", action="store_true",
+                                 help="for otter-grader: a folder a notebook, with tests")
     made["publish"].add_argument("--from", dest="out", type=Path, metavar="FOLDER",
                                  default=Path("alignkit-results"))
     made["publish"].add_argument("--restamp", action="store_true",
                                  help="no new results: the code has changed and the figures "
                                       "have not; a published seed is run again first")
-    made["student"].add_argument("folder", type=Path)
+    for command in (made["student"], made["site"]):
+        command.add_argument("folder", type=Path)
     _grade_arguments(made["grade"])
     measured = made["bench"]
     measured.add_argument("contests", nargs="*", metavar="CONTEST",
@@ -118,6 +122,12 @@ def _grade_arguments(grade: argparse.ArgumentParser) -> None:
                             "(default: a new one, printed below the marks)")
     grade.add_argument("--json", type=Path, metavar="FILE",
                        help="write the marks there too")
+    grade.add_argument("--csv", type=Path, metavar="FILE",
+                       help="and there, a line a notebook, for a course's system")
+    grade.add_argument("--feedback", type=Path, metavar="FOLDER",
+                       help="write a text for each student there")
+    grade.add_argument("--partial", action="store_true",
+                       help="a wrong answer gets the part of its cases that is right")
 
 
 def _page_arguments(made: dict[str, argparse.ArgumentParser]) -> None:
@@ -222,7 +232,13 @@ def _doctor(args) -> int:
 def _student(args) -> None:
     from alignkit.course.guide import students
 
-    print(*students(args.folder), sep="\n")
+    print(*students(args.folder, otter=args.otter), sep="\n")
+
+
+def _site(args) -> None:
+    from alignkit.course.site import site
+
+    print(f"written to {site(args.folder)}")
 
 
 def _new(args) -> None:
@@ -238,9 +254,10 @@ def _notebook(args) -> int:
 
 
 def _grade(args) -> int:
-    from alignkit.course.grade import table
+    from alignkit.course.gradebook import table
 
-    return int(not table(args.path, args.exercises, args.seconds, args.seed, args.json))
+    return int(not table(args.path, args.exercises, args.seconds, args.seed, args.json,
+                         args.csv, args.feedback, args.partial))
 
 
 def _bench(args) -> None:

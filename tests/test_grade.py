@@ -30,7 +30,7 @@ from alignkit.course.grade import (
     slug_of,
     slugs,
 )
-from alignkit.course.grade import write as write_marks
+from alignkit.course.gradebook import write as write_marks
 from alignkit.course.guide import students
 from alignkit.course.notebook import (
     execute,
@@ -555,7 +555,7 @@ def test_messages_are_short_and_whole(first, tmp_path):
     assert all(len(m.message) <= LONGEST_MESSAGE + 2 for m in marks.values())
     assert "ValueError: ??[31m xxx" in marks["cosine"].message
     assert "need shape [], yours is [3000, 3000]" in marks["hit_at_1"].message
-    given = {"\udcff.ipynb": [Mark("a", WRONG, "b")], "c": "no"}
+    given = {"\udcff.ipynb": [Mark("a", WRONG, "b", 0.0)], "c": "no"}
     out = write_marks(given, tmp_path / "marks.json", seed=1)
     assert [row["notebook"] for row in json.loads(out.read_text("utf-8"))] == [
         "?.ipynb", "c"]

@@ -91,6 +91,16 @@ def summary(folder: Path = FOLDER, notebooks: dict[str, str] | None = None) -> s
     return "\n\n".join([counts(folder), by_chance(folder), "\n".join(lines)])
 
 
+def of_paper(slug: str, folder: Path = FOLDER) -> str:
+    """One item a claim of a paper, the headline first: verdict, sentence, interval, margin
+    and its reason."""
+    return "\n".join(
+        f"- **{r.says().capitalize()}.** {'*Headline.* ' * r.headline}{r.sentence} "
+        f"{r.figure} {_interval(r)}, {r.interval['n']} seeds, margin {r.margin:g} "
+        f"({r.margin_why})"
+        for r in sorted(stored(slug, folder=folder), key=lambda r: not r.headline))
+
+
 def _interval(r: Result) -> str:
     i = r.interval
     return f"{i['mean']:+.3f} [{i['low']:+.3f}, {i['high']:+.3f}]"

@@ -134,6 +134,16 @@ class Exercise:
         raise ExerciseError(
             f"{self.name}: {said}, for the arguments {_describe(cases[first])}")
 
+    def share(self, cases: list[tuple], outcomes: Sequence[dict]) -> float:
+        """The part of the cases whose answer is right."""
+        right = 0
+        for case, outcome in zip(cases, outcomes, strict=True):
+            try:
+                right += _agree(self._value(case, outcome), self.reference(*case))
+            except ExerciseError:
+                pass
+        return right / len(cases)
+
     def draw(self, seed: int = SEEN) -> list[tuple]:
         """The cases of a seed."""
         generator = torch.Generator().manual_seed(seed)

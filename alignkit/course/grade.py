@@ -12,13 +12,12 @@ This is no sandbox: students' code runs with the rights of whoever grades it.
 """
 
 import contextlib
-import json
 import os
 import re
 import secrets
 import tarfile
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -33,11 +32,13 @@ RIGHT, WRONG, OPEN = "right", "wrong", "not filled in"
 
 @dataclass(frozen=True)
 class Mark:
-    """What one exercise got: `state` is "right", "wrong" or "not filled in"."""
+    """What one exercise got: `state` is "right", "wrong" or "not filled in"; `share` the
+    part of its cases that came out right."""
 
     exercise: str
     state: str
     message: str
+    share: float
 
     @property
     def points(self) -> int:
@@ -77,93 +78,9 @@ def grade(
     ]
 
 
-def table(
-    path: Path,
-    slug: str | None = None,
-    seconds: float = 20,
-    seed: int | None = None,
-    out: Path | None = None,
-) -> bool:
-    """Print the marks of a notebook, or of all in a folder, and write them as JSON.
-
-    Returns:
-        Whether every exercise of every notebook is right.
-    Raises:
-        ValueError: no notebook in the folder, seconds or seed out of range, or a single
-            notebook that `grade` refuses. Any fault of one of several is that one's.
-    """
-    if seconds <= 0:
-        raise ValueError(f"--seconds must be above 0, got {seconds:g}")
-    if seed is not None and seed < 0:
-        raise ValueError(f"--seed must be 0 or more, got {seed}")
-    if out and not out.absolute().parent.is_dir():
-        raise ValueError(f"--json {out}: no such folder; make it first")
-    if path.is_dir() and not notebooks_in(path):
-        raise ValueError(f"{path}: no notebooks in this folder")
-    seed = fresh_seed() if seed is None else seed
-    marks = {}
-    if not path.is_dir():
-        marks[str(path)] = given = grade(path, slug, seconds, seed)
-        print(*(f"{m.points}  {m.message}" for m in given), _total(given), sep="\n")
-    else:
-        for book in notebooks_in(path):
-            name = str(book.relative_to(path))
-            marks[name] = _row(name, book, slug, seconds, seed)
-    print(f"cases of seed {seed}; the same marks again with --seed {seed}")
-    if out:
-        print(f"written to {write(marks, out, seed)}")
-    return all(not isinstance(given, str) and all(m.points for m in given)
-               for given in marks.values())
-
-
-def _row(
-    name: str, path: Path, slug: str | None, seconds: float, seed: int
-) -> list[Mark] | str:
-    """One notebook's line of a folder's table, with an explanation a mark that is lost."""
-    try:
-        given = grade(path, slug, seconds, seed)
-    except ImportError:  # something is missing here
-        raise
-    except Exception as error:
-        said = clean(str(error) or type(error).__name__)
-        print(f"{name}: not graded: {said}", flush=True)
-        return said
-    row = ", ".join(f"{m.exercise} {m.state}" for m in given)
-    print(f"{name}: {_total(given)}  {row}")
-    for mark in given:
-        if not mark.points:
-            print(f"    {mark.message}", flush=True)
-    return given
-
-
-def _total(marks: list[Mark]) -> str:
-    return f"{sum(m.points for m in marks)}/{len(marks)}"
-
-
 def fresh_seed() -> int:
     """A seed that no notebook can have been written for."""
     return secrets.randbits(32)
-
-
-def write(marks: dict[str, list[Mark] | str], out: Path, seed: int) -> Path:
-    """Marks of some notebooks as JSON; a string says why one could not be graded."""
-    from .notebook import _save
-
-    rows = [
-        {"notebook": clean(name), "points": 0, "of": 0, "marks": [],
-         "problem": given, "seed": seed}
-        if isinstance(given, str)
-        else {
-            "notebook": clean(name),
-            "points": sum(m.points for m in given),
-            "of": len(given),
-            "marks": [asdict(m) | {"points": m.points} for m in given],
-            "problem": "",
-            "seed": seed,
-        }
-        for name, given in marks.items()
-    ]
-    return _save(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", out)
 
 
 def notebooks_in(folder: Path) -> list[Path]:
@@ -250,19 +167,20 @@ def clean(text: str) -> str:
 def _mark(
     exercise: Exercise, found: Answer | None, folder: Path, seconds: float, seed: int
 ) -> Mark:
-    state, said = WRONG, ""
+    state, said, share = WRONG, "", 0.0
     try:
         if found is None:
             raise NotFilledIn(f"{exercise.name}: no cell defines it")
         if found.problem:
             raise Stopped(f"its cell is no Python: {found.problem}")
         cases = exercise.draw(seed)
-        state, said = RIGHT, exercise.judge(
-            cases, outcomes_of(exercise, found, cases, folder, seconds))
+        outcomes = outcomes_of(exercise, found, cases, folder, seconds)
+        share = exercise.share(cases, outcomes)
+        state, said = RIGHT, exercise.judge(cases, outcomes)
     except NotFilledIn as stub:
         state, said = OPEN, str(stub)
     except ExerciseError as error:
         said = str(error)
     except Stopped as error:
         said = f"{exercise.name}: {error}"
-    return Mark(exercise.name, state, clean(said))
+    return Mark(exercise.name, state, clean(said), share)

@@ -17,6 +17,7 @@ from alignkit.stats import VERDICTS
 
 from .card import refresh
 from .notebook import _save, read, student
+from .otter import otter_version
 from .tour import NOTEBOOKS, published
 
 NAME = re.compile(r"(?:(\d-[a-z]+)/)?(\d\d-[a-z][a-z0-9-]*)")
@@ -120,13 +121,17 @@ def advice(folder: Path = Path(methods.__file__).parent) -> list[Advice]:
     return rows
 
 
-def students(out: Path, folder: Path = NOTEBOOKS) -> list[Path]:
-    """Write every notebook's student version below `out`.
+def students(out: Path, folder: Path = NOTEBOOKS, otter: bool = False) -> list[Path]:
+    """Write every notebook's student version below `out`; for otter-grader, each in a
+    folder of its own with its tests.
 
     Raises FileNotFoundError if the notebooks are not beside the package.
     """
-    return [student(path, out / path.relative_to(folder))
-            for path in published(folder=folder)]
+    books = published(folder=folder)
+    if otter:
+        return [otter_version(path, out / path.relative_to(folder).with_suffix(""))
+                for path in books]
+    return [student(path, out / path.relative_to(folder)) for path in books]
 
 
 # As text -----------------------------------------------------------------------------
