@@ -412,7 +412,8 @@ def test_a_real_notebook_its_solutions_and_its_stubs(tmp_path, capsys):
         ("bob-01-shared-space.ipynb", 1, 3),
         ("broken.ipynb", 0, 0),
     ]
-    assert rows[0]["marks"][0].keys() == {"exercise", "state", "message", "points"}
+    assert rows[0]["marks"][0].keys() == {"exercise", "state", "message", "share",
+                                             "points"}
     assert rows[2]["problem"] and not rows[0]["problem"]
     assert f"--seed {rows[0]['seed']}" in lines[-2]
 

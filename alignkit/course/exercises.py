@@ -14,18 +14,11 @@ How exercises are written: alignkit/course/<slug>.py holds three of them, such a
         task="share of the scores [n] that reach the threshold: >=, not >",
         reference=_share,
         cases=lambda generator: (
-            torch.randint(5, (random_size(generator, 4, 9),), generator=generator) / 4,
-            0.5,
-        ),
+            torch.randint(5, (random_size(generator, 4, 9),), generator=generator) / 4, 0.5),
         mistakes={
             "count": Mistake(
                 lambda scores, threshold: (scores >= threshold).sum(),
-                "count them. A share is the count divided by their number.",
-            ),
-            "ties lost": Mistake(
-                lambda scores, threshold: (scores > threshold).float().mean(),
-                "leave out scores that are equal to the threshold: use >=.",
-            ),
+                "count them. A share is the count divided by their number."),
         },
     )
 
@@ -39,6 +32,7 @@ and the notebook's stub ends with `exercises.share.check(share)`. The rules:
 - Students call the package's `unit`; what else they may call stands in `allowed`.
 """
 
+import contextlib
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -137,11 +131,9 @@ class Exercise:
     def share(self, cases: list[tuple], outcomes: Sequence[dict]) -> float:
         """The part of the cases whose answer is right."""
         right = 0
-        for case, outcome in zip(cases, outcomes, strict=True):
-            try:
-                right += _agree(self._value(case, outcome), self.reference(*case))
-            except ExerciseError:
-                pass
+        for pair in zip(cases, outcomes, strict=True):
+            with contextlib.suppress(ExerciseError):
+                right += _agree(self._value(*pair), self.reference(*pair[0]))
         return right / len(cases)
 
     def draw(self, seed: int = SEEN) -> list[tuple]:
@@ -155,18 +147,15 @@ class Exercise:
             where = f", in the line `{line}`" if line else ""
             raise ExerciseError(
                 f"{self.name}: your function stopped with {kind}: {text}{where}, "
-                f"for the arguments {_describe(case)}"
-            )
+                f"for the arguments {_describe(case)}")
         if outcome["value"] is None:
             raise NotFilledIn(
                 f"not filled in yet: {self.name}: {self.task} "
-                f"(if you have written it, is `return` missing?)"
-            )
+                f"(if you have written it, is `return` missing?)")
         if outcome["after"] != pack(case):
             raise ExerciseError(
                 f"{self.name}: your function changes its argument in place; "
-                f"work on a new tensor (x = x / 2, not x /= 2)"
-            )
+                f"work on a new tensor (x = x / 2, not x /= 2)")
         return unpack(outcome["value"])
 
     def _warning(self, function: Callable) -> str:
