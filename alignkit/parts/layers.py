@@ -4,7 +4,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from alignkit.parts.large_batch import processes
 
 MAX_SCALE = 100.0  # CLIP's clamp: above it the loss is all but a hard maximum
 
@@ -50,19 +53,20 @@ class Experts(nn.Module):
     weights = softmax(W x); only the `top` largest are kept (None: all), and with
     `renormalise` divided by their sum, which is the softmax over the kept logits;
     output = Σ_e weights_e · expert_e(x) (Shazeer et al. 2017, without noise).
-    All experts are computed: an expert that a row has not chosen gets no gradient from
-    it, but no time is saved. Nothing balances their use: watch the mean of `weights`.
+    An expert sees the rows that have chosen it and no others; one that no row has chosen is
+    not computed, its gradient is None, and an optimiser leaves it alone. bias: of the gate.
+    Nothing balances the experts' use: watch the mean of `weights`.
     """
 
     def __init__(self, width: int, experts: Sequence[nn.Module], top: int | None = None,
-                 renormalise: bool = True):
+                 renormalise: bool = True, bias: bool = False):
         super().__init__()
         self.experts = nn.ModuleList(experts)
         self.top = len(self.experts) if top is None else top
         if not 1 <= self.top <= len(self.experts):
             raise ValueError(f"top must lie between 1 and the number of experts, "
                              f"{len(self.experts)}, got {top}")
-        self.gate = nn.Linear(width, len(self.experts), bias=False)
+        self.gate = nn.Linear(width, len(self.experts), bias=bias)
         self.renormalise = renormalise
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,5 +78,20 @@ class Experts(nn.Module):
         if self.renormalise:
             kept = kept / kept.sum(-1, keepdim=True)
         weights = torch.zeros_like(weights).scatter(-1, places, kept)
-        outputs = torch.stack([expert(x) for expert in self.experts], dim=-1)
-        return (outputs * weights[..., None, :].to(outputs)).sum(-1), weights
+        rows, w = x.flatten(0, -2), weights.flatten(0, -2)
+        mixed = 0
+        for e in self._chosen(w):
+            mine = w[:, e].nonzero().flatten()
+            out = self.experts[e](rows[mine])
+            if not isinstance(mixed, Tensor):
+                mixed = out.new_zeros(len(rows), out.shape[-1])
+            mixed = mixed.index_add(0, mine, out * w[mine, e, None].to(out))
+        return mixed.unflatten(0, x.shape[:-1]), weights
+
+    def _chosen(self, weights: Tensor) -> list[int]:
+        """The experts that some row of some process has chosen: shards of an expert can only
+        be put together by all processes at once."""
+        used = (weights.detach() != 0).any(0).float()
+        if self.training and processes()[1] > 1:
+            dist.all_reduce(used, dist.ReduceOp.MAX)
+        return used.nonzero().flatten().tolist()

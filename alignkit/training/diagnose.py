@@ -1,6 +1,7 @@
 """Why does it not train? The usual causes, looked for one by one."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -30,6 +31,33 @@ def diagnose(method: Method, pairs: Pairs, history: History | None = None) -> li
         findings.append("the temperature is at its clamp (scale 100): the learning rate is "
                         "too high, or the pairs are already separated")
     return findings
+
+
+def gradient_cosines(losses: Sequence[torch.Tensor],
+                     weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Cosines [k, k] between the gradients of k losses on `weights` taken as one vector.
+
+    Below 0 a small step against one loss raises the other (Yu et al. 2020, "Gradient
+    surgery", call it conflicting). Where the sum of the losses is stationary the gradients
+    cancel, so their mean is then below 0 for any losses: measure while training goes on.
+    The graph of the losses stays; no `.grad` is written.
+
+    Raises ValueError for fewer than two losses, or one that no weight moves: a gradient of
+    zero has no direction.
+    """
+    if len(losses) < 2:
+        raise ValueError(f"losses must be two or more, got {len(losses)}")
+    weights = list(weights)
+    rows = []
+    for k, loss in enumerate(losses):
+        found = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+        rows.append(torch.cat([(torch.zeros_like(w) if g is None else g).flatten().float()
+                               for g, w in zip(found, weights, strict=True)]))
+        if not rows[-1].any():
+            raise ValueError(f"loss {k} has no gradient on these weights, so it has no "
+                             "direction to compare: are they shared by all losses?")
+    rows = torch.nn.functional.normalize(torch.stack(rows), dim=1, eps=0.0)
+    return rows @ rows.T
 
 
 def _loss(loss: list[float], method: Method, pairs: Pairs) -> list[str]:
