@@ -10,7 +10,9 @@ from training_runs import Noisy, assert_same, dual, pairs, snapshot
 
 from alignkit.data import Pairs
 from alignkit.parts import DualEncoder, Settings
-from alignkit.training import Budget, diagnose, estimate, fit, memory_of, seed_all
+from alignkit.training import (
+    Budget, diagnose, estimate, fit, gradient_cosines, memory_of, seed_all,
+)  # fmt: skip
 
 SHORT = Budget(steps=6, batch_size=16, lr=1e-2)
 
@@ -130,3 +132,34 @@ def test_outputs_that_are_not_finite_are_found():
     with torch.no_grad():
         method.heads["text"].weight[0, 0] = math.inf
     assert "outputs of text are not finite" in diagnose(method, pairs())
+
+
+# Gradients that pull apart -------------------------------------------------------------
+def test_gradient_cosines_are_those_of_gradients_taken_one_by_one():
+    w = [torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor(3.0, requires_grad=True)]
+    losses = [w[0].sum(), -w[0].sum() + w[1], 5 * w[1], (w[0] ** 2).sum()]
+    found = gradient_cosines(losses, w)  # (1, 1, 0), (−1, −1, 1), (0, 0, 5), (2, 4, 0)
+    assert torch.allclose(found.diagonal(), torch.ones(4))
+    assert torch.allclose(found, found.T)
+    for i, j, wanted in [(0, 1, -2 / 6 ** 0.5), (0, 2, 0.0), (1, 2, 1 / 3 ** 0.5),
+                         (0, 3, 6 / 40 ** 0.5)]:
+        assert float(found[i, j]) == pytest.approx(wanted, abs=1e-6)
+    assert all(p.grad is None for p in w)
+
+
+def test_gradients_cancel_where_the_sum_is_stationary():
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randn(5, 3, generator=generator)
+    w = targets.mean(0).requires_grad_()  # the least Σ|w − t|²
+    found = gradient_cosines([((w - t) ** 2).sum() for t in targets], [w])
+    lengths = (targets - targets.mean(0)).norm(dim=1)
+    products = found * lengths[:, None] * lengths
+    assert float((products.sum() - products.trace()) / products.trace()) == pytest.approx(-1)
+
+
+def test_gradient_cosines_refuse_what_has_no_direction():
+    w = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match="losses must be two or more, got 1"):
+        gradient_cosines([w.sum()], [w])
+    with pytest.raises(ValueError, match="loss 1 has no gradient on these weights"):
+        gradient_cosines([w.sum(), (0 * w).sum()], [w])

@@ -236,6 +236,30 @@ def test_refusals_name_the_argument(call, message):
         call()
 
 
+def test_experts_see_the_rows_that_chose_them():
+    """Against all experts on all rows; one that no row has chosen has no gradient."""
+    torch.manual_seed(0)
+    for top, renormalise in ((2, True), (2, False), (None, False)):
+        experts = Experts(3, [torch.nn.Linear(3, 5) for _ in range(4)], top, renormalise,
+                          bias=True).double()
+        with torch.no_grad():
+            experts.gate.bias[1] -= 99.0
+        x = randn(2, 6, 3)
+        mixed, weights = experts(x)
+        g = experts.gate(x).softmax(-1)
+        kept = g.topk(4 if top is None else top, dim=-1)
+        wanted = torch.zeros_like(g).scatter(-1, kept.indices, kept.values)
+        if renormalise:
+            wanted = wanted / wanted.sum(-1, keepdim=True)
+        dense = sum(wanted[..., e, None] * expert(x)
+                    for e, expert in enumerate(experts.experts))
+        assert mixed.shape == (2, 6, 5) and relative(mixed, dense) < 1e-12
+        assert relative(weights, wanted) < 1e-12
+        mixed.sum().backward()
+        assert (experts.experts[1].weight.grad is None) == (top == 2)
+        assert all(experts.experts[e].weight.grad.any() for e in (0, 2, 3))
+
+
 def test_leading_directions_are_orthonormal_and_keep_the_most():
     drawn = torch.Generator().manual_seed(0)
     x = torch.randn(30, 4, 6, generator=drawn) * torch.tensor([9, 1, 1, 5, 1, 1])
