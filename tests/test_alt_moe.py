@@ -258,3 +258,9 @@ def test_scores_compare_what_is_said_with_what_is():
 def test_what_does_not_fit_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         AltMoeSettings(**changes)
+
+
+def test_rows_without_a_modality_are_refused():
+    rows = pairs().with_present("speech_features", torch.tensor([True, True, False, True]))
+    with pytest.raises(ValueError, match="some rows have no speech"):
+        made()(rows.batch())

@@ -1,116 +1,199 @@
-"""Exercises of the notebook on Alt-MoE: one that builds, one that transfers, one that
-judges. HERE yours; each knows at least two mistakes that students really make.
-"""
+"""Exercises of the notebook on one predictor for all directions: how unevenly experts are
+used, a colleague's mixture, and which cosines of gradients say something."""
 
 import torch
-from torch.nn.functional import normalize
 
 from .exercises import Exercise, Mistake, random_rows, random_size
 
 
-def _pairs(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    n, d = random_size(generator, 5, 9), random_size(generator, 3, 6)
-    return (normalize(random_rows(generator, n, d)),
-            normalize(random_rows(generator, n, d)))
+# Exercise 1, build: how unevenly experts are used --------------------------------------
+def _spread(use: torch.Tensor) -> torch.Tensor:
+    return use.var(correction=0) / use.mean().square()
 
 
-# Exercise 1, build: the targets -----------------------------------------------------
-def _targets(n: int, smoothing: float) -> torch.Tensor:
-    """[n, n]: 1 − ε on the diagonal, ε shared out over the whole row."""
-    return (1 - smoothing) * torch.eye(n) + smoothing / n
+def _uneven(weights: torch.Tensor) -> torch.Tensor:
+    """[n, e] -> the squared coefficient of variation of the experts' summed weights."""
+    return _spread(weights.sum(0))
 
 
-def _only_others(n, smoothing):
-    off = 1 - torch.eye(n)
-    return (1 - smoothing) * torch.eye(n) + smoothing * off / (n - 1)
+def _kept_weights(generator: torch.Generator) -> tuple[torch.Tensor]:
+    n, e = random_size(generator, 6, 12), random_size(generator, 3, 6)
+    g = (1.5 * random_rows(generator, n, e) + random_rows(generator, 1, e)).softmax(1)
+    kept = g.topk(2, dim=1)
+    return (torch.zeros_like(g).scatter(1, kept.indices, kept.values),)
 
 
-def _not_shared(n, smoothing):
-    return (1 - smoothing) * torch.eye(n) + smoothing
-
-
-targets = Exercise(
-    name="targets",
-    task="the table of targets t [n, n] = (1 − ε) I + ε / n",
-    reference=_targets,
-    cases=lambda generator: (random_size(generator, 3, 9),
-                             (0.1, 0.2, 0.5)[random_size(generator, 0, 3)]),
+uneven = Exercise(
+    name="uneven",
+    task="the variance of the experts' summed weights (divided by e) over their squared mean",
+    reference=_uneven,
+    cases=_kept_weights,
     mistakes={
-        "others only": Mistake(
-            _only_others,
-            "share ε out among the others alone. The pair itself has its part of it: "
-            "ε / n everywhere.",
+        "row by row": Mistake(
+            lambda weights: torch.stack([_spread(row) for row in weights]).mean(),
+            "compare the experts within each row and average that. A row shall be one-sided; "
+            "sum over the rows first, then compare the experts.",
         ),
-        "not shared": Mistake(
-            _not_shared,
-            "give every row ε instead of ε / n: the rows must sum to one.",
+        "rows compared": Mistake(
+            lambda weights: _spread(weights.sum(1)),
+            "sum over the experts: that compares rows. Sum over the rows (dim 0).",
+        ),
+        "e − 1": Mistake(
+            lambda weights: weights.sum(0).var() / weights.sum(0).mean().square(),
+            "divide by e − 1, as var() does by itself. Here it is e: correction=0.",
+        ),
+        "not squared": Mistake(
+            lambda weights: weights.sum(0).var(correction=0) / weights.sum(0).mean(),
+            "divide by the mean. It must be squared, or ten times the rows give ten times "
+            "the loss.",
+        ),
+        "counted": Mistake(
+            lambda weights: _spread((weights > 0).sum(0).float()),
+            "count how often an expert is chosen. Sum the weights: a count has no gradient.",
+        ),
+        "root": Mistake(
+            lambda weights: _uneven(weights).sqrt(),
+            "give the coefficient of variation. Its square is asked for.",
         ),
     },
 )
 
 
-# Exercise 2, transfer: find the bug ---------------------------------------------------
-def _loss(z: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """InfoNCE at temperature 0.1, the mean of both directions."""
-    s = 10 * z @ w.T
-    return -(s.log_softmax(1) + s.log_softmax(0)).diagonal().mean() / 2
+# Exercise 2, transfer: a colleague's mixture -------------------------------------------
+def _mix(gates: torch.Tensor, outputs: torch.Tensor, weights: torch.Tensor,
+         k: int) -> torch.Tensor:
+    at = gates.topk(k, dim=1).indices
+    chosen = outputs.gather(1, at[..., None].expand(-1, -1, outputs.shape[2]))
+    return (weights.gather(1, at)[..., None] * chosen).sum(1)
 
 
-def _one_way(z, w):
-    return -(10 * z @ w.T).log_softmax(1).diagonal().mean()
+def _mended(gates: torch.Tensor, outputs: torch.Tensor, k: int) -> torch.Tensor:
+    """[n, e], [n, e, d], k -> [n, d]"""
+    return _mix(gates, outputs, gates.softmax(1), k)
 
 
-def _not_halved(z, w):
-    return 2 * _loss(z, w)
+def _renormalised(gates, outputs, k):
+    g = gates.softmax(1)
+    return _mix(gates, outputs, g / g.topk(k, dim=1).values.sum(1, keepdim=True), k)
+
+
+def _mixtures(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, int]:
+    n, e, d = (random_size(generator, *ends) for ends in ((5, 8), (4, 7), (3, 5)))
+    return (random_rows(generator, n, e),
+            random_rows(generator, n, e * d).view(n, e, d), random_size(generator, 2, 3))
 
 
 mended = Exercise(
     name="mended",
-    task="InfoNCE of both directions, scores times ten, the mistake taken out",
-    reference=_loss,
-    cases=_pairs,
+    task="softmax over all experts, the k largest of a row kept as they are",
+    reference=_mended,
+    cases=_mixtures,
     mistakes={
-        "one direction": Mistake(
-            _one_way,
-            "ask in one direction only. Texts ask too: log_softmax over dim=0 as well.",
+        "still renormalised": Mistake(
+            _renormalised,
+            "still let the kept weights sum to one (a softmax of the kept scores does so, "
+            "too). Take the softmax over all experts, and keep the k largest as they are.",
         ),
-        "not halved": Mistake(
-            _not_halved,
-            "add both directions. InfoNCE is their mean: divide by two.",
+        "all experts": Mistake(
+            lambda gates, outputs, k: (gates.softmax(1)[..., None] * outputs).sum(1),
+            "mix all experts. A row uses k of them.",
+        ),
+        "over rows": Mistake(
+            lambda gates, outputs, k: _mix(gates, outputs, gates.softmax(0), k),
+            "take the softmax over the rows of the batch (dim 0). A row's experts share "
+            "its weight: dim 1.",
+        ),
+        "scores as weights": Mistake(
+            lambda gates, outputs, k: _mix(gates, outputs, gates, k),
+            "weigh by the gate's raw scores, which may be negative. Take their softmax.",
+        ),
+        "least chosen": Mistake(
+            lambda gates, outputs, k: (_mix(-gates, outputs, gates.softmax(1), k)),
+            "keep the experts with the smallest weights.",
+        ),
+        "equal weights": Mistake(
+            lambda gates, outputs, k: _mix(gates, outputs,
+                                           torch.full_like(gates, 1 / k), k),
+            "give the chosen experts equal weights: then the gate has no gradient and "
+            "never learns.",
         ),
     },
 )
 
 
-# Exercise 3, judge: what may be said -----------------------------------------------
-def _graded(values: torch.Tensor, margin: float) -> torch.Tensor:
-    return (values > margin).float() + (values > 0).float()
+# Exercise 3, judge: which cosines say something ----------------------------------------
+def _mean_cosine(g: torch.Tensor) -> torch.Tensor:
+    """Gradients [t, k, d] -> [t], the mean cosine of two different directions."""
+    rows = torch.nn.functional.normalize(g, dim=2)
+    k = g.shape[1]
+    return (rows.sum(1).square().sum(1) - k) / (k * (k - 1))
 
 
-def _verdicts(low: torch.Tensor, high: torch.Tensor, margin: float) -> torch.Tensor:
-    """Ends of intervals [n] -> 2 holds, 1 some gain, 0 anything else."""
-    return _graded(low, margin)
+def _judge(g: torch.Tensor, cosine: torch.Tensor, still: torch.Tensor) -> torch.Tensor:
+    return torch.where(still, -torch.ones(len(g)), (cosine < 0).float())
 
 
-def _intervals(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, float]:
-    n = random_size(generator, 6, 12)
-    low = 0.12 * torch.rand(n, generator=generator) - 0.06
-    return low, low + 0.05, 0.02
+def _stationary(g: torch.Tensor) -> torch.Tensor:
+    return g.mean(1).norm(dim=1) < 0.1 * g.norm(dim=2).mean(1)
+
+
+def _judged(g: torch.Tensor) -> torch.Tensor:
+    """[t, k, d] -> [t]: −1 says nothing, 1 conflict, 0 none."""
+    return _judge(g, _mean_cosine(g), _stationary(g))
+
+
+def _points_of_a_run(generator: torch.Generator) -> tuple[torch.Tensor]:
+    """Points that agree, points where one direction pulls against the others, points whose
+    sum is nearly zero, and points where two long gradients are opposed and the rest agree."""
+    t, k, d = random_size(generator, 12, 16), random_size(generator, 5, 6), 8
+    g = random_rows(generator, t * k, d).view(t, k, d)
+    g = g * (0.3 + 3 * torch.rand(t, k, 1, generator=generator))
+    common, kind = 4 * random_rows(generator, t, d)[:, None], torch.arange(t) % 4
+    g[kind == 0] += common[kind == 0]
+    g[kind == 1, 0] -= 1.5 * g[kind == 1, 1:].sum(1)
+    left = torch.where(torch.arange(t) % 8 == 2, 0.07, 0.001)[kind == 2, None, None]
+    g[kind == 2] -= (1 - left) * g[kind == 2].mean(1, keepdim=True)
+    g[kind == 3] = 0.1 * g[kind == 3] + common[kind == 3]
+    long = 40 * random_rows(generator, t, d)
+    g[kind == 3, 0], g[kind == 3, 1] = long[kind == 3], -long[kind == 3]
+    return (g[torch.randperm(t, generator=generator)],)
+
+
+def _with_itself(g):
+    rows = torch.nn.functional.normalize(g, dim=2)
+    return _judge(g, (rows @ rows.mT).mean((1, 2)), _stationary(g))
 
 
 judged = Exercise(
     name="judged",
-    task="for each interval 2 for 'holds', 1 for 'some gain', 0 for all else",
-    reference=_verdicts,
-    cases=_intervals,
+    task="for each point −1 where the mean gradient is short, else 1 for a conflict, else 0",
+    reference=_judged,
+    cases=_points_of_a_run,
     mistakes={
-        "by the middle": Mistake(
-            lambda low, high, margin: _graded((low + high) / 2, margin),
-            "judge by the middle of the interval. All of it must lie above the margin.",
+        "every point counts": Mistake(
+            lambda g: (_mean_cosine(g) < 0).float(),
+            "call every negative mean a conflict. Where the joint loss is nearly "
+            "stationary the gradients cancel, and it is negative by arithmetic.",
         ),
-        "by the upper end": Mistake(
-            lambda low, high, margin: _graded(high, margin),
-            "look at the upper end: that the effect may be large is no evidence for it.",
+        "the sum": Mistake(
+            lambda g: _judge(g, _mean_cosine(g), g.sum(1).norm(dim=1)
+                             < 0.1 * g.norm(dim=2).mean(1)),
+            "compare the length of the sum. The task asks for the mean of the gradients.",
+        ),
+        "with itself": Mistake(
+            _with_itself,
+            "count each direction's cosine with itself, which is one. Only pairs of "
+            "different directions count.",
+        ),
+        "products": Mistake(
+            lambda g: _judge(g, g.sum(1).square().sum(1) - g.square().sum((1, 2)),
+                             _stationary(g)),
+            "average dot products. There a long gradient outvotes the short ones: divide "
+            "each by its length first.",
+        ),
+        "turned round": Mistake(
+            lambda g: _judge(g, -_mean_cosine(g), _stationary(g)),
+            "give 1 where the directions agree.",
         ),
     },
 )

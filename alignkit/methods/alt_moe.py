@@ -30,18 +30,18 @@ is the dense softmax; with equal experts it is their output times the kept weigh
 for fewer. Where the joint loss is stationary the directions' gradients sum to zero, so their
 mean dot product is −Σ|g|² / (k(k − 1)): late in training a conflict says nothing.
 Deviations, beside the authors' code (HongyangLL/M3-JEPA at 36324dc): no LoRA on the encoders
-(src/models/m3-jepa.py:147 and :185), so the target is fixed, where theirs is trained through
-it (:259); features are standardised by a mean and one scale a modality, or smooth L1 would
+(src/models/m3-jepa.py:186 and :217), so the target is fixed, where theirs is trained through
+it (:297); features are standardised by a mean and one scale a modality, or smooth L1 would
 weigh nothing beside InfoNCE; rows of one item are all right answers, where theirs are the
-diagonal (src/loss_function.py:53); padding is left out of means over tokens; experts that no
-row chose are not computed (src/models/MMoE.py:142 computes all). The two gates of the
-abstract are one gate with an embedding a task (MMoE.py:111–116). The paper's step loss is α
-L_predict + (1 − α) L_contrast with α = ½, as here. One rate for all directions (their
-src/train.py:188 has one a direction, where directions are drawn).
-Reconstructed: more than two modalities (the code knows image and text: here each ordered
+diagonal (src/loss_function.py:50); padding is left out of means over tokens; experts that no
+row chose are not computed (src/models/MMoE.py:145 computes all for all rows). The two gates
+of the abstract are one gate with an embedding a task (MMoE.py:55 and :116). One rate for all
+directions (their src/train.py:172 has one a direction, where directions are drawn).
+Reconstructed: more than two modalities (the code knows image and text; here each ordered
 pair has its embedding and heads, each modality its W and T); the joint baseline, which the
-code does not have (src/train.py:182: without alternation it trains the first direction
-alone); the drawing by validation recall is left out, its file is not in the repository.
+code does not have (src/train.py:166: without alternation it trains the first direction
+alone). Drawing directions by validation recall is left out: its file (train.py:20) is not
+in the repository.
 """
 
 from collections.abc import Mapping
@@ -173,8 +173,16 @@ class AltMoe(Method):
         return outputs
 
     def by_direction(self, outputs: dict, batch: dict) -> dict[Direction, dict[str, Tensor]]:
-        """The losses of each direction of which `outputs` has the source."""
+        """The losses of each direction of this step, by name.
+
+        Raises ValueError if a row lacks a modality: its zeros would be a target.
+        """
         s, positives, found = self.settings, positives_of(batch["item"]), {}
+        for m, column in s.towers.items():
+            if not batch["present"][column].all():
+                raise ValueError(f"some rows have no {m}: keep whole rows alone with pairs."
+                                 f"select(pairs.present[{column!r}]), or leave the tower "
+                                 f"{m!r} out of the settings")
         for a, b in self.now():
             said, true = outputs[a], outputs[b]
             terms = {"prediction_loss": s.alpha and s.alpha * F.smooth_l1_loss(
