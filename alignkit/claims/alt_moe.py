@@ -92,7 +92,7 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     return pairs.select(torch.stack([pairs.present[c] for c in towers(pairs).values()]).all(0))
 
 
-def hits(method: Method, rows: Pairs) -> float:
+def every_way(method: Method, rows: Pairs) -> float:
     """hit@10, the mean over all directions."""
     return each_other(method, rows, list(method.settings.towers))
 
@@ -112,7 +112,7 @@ def conflict(method: AltMoe, rows: Pairs) -> float:
 def validation(method: AltMoe, splits: Splits) -> dict[str, float]:
     """A claim's `validate`: hit@10 and, where all directions are trained at once, how far
     they agree."""
-    found = {"hit@10": hits(method, splits.val)}
+    found = {"hit@10": every_way(method, splits.val)}
     if isinstance(method, Joint):
         found["cosine"] = conflict(method, splits.train)
     return found
@@ -126,7 +126,7 @@ def pulled_apart(arm: Trained) -> float:
 def above_chance(arm: Trained) -> float:
     """hit@10 on the test rows, in multiples of a guess."""
     rows = arm.splits.test
-    return hits(arm.method, rows) * len(rows.item.unique()) / 10
+    return every_way(arm.method, rows) * len(rows.item.unique()) / 10
 
 
 def _arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
@@ -160,7 +160,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         return dict(
             baseline=baseline, method="alternating", differs="method", figure="hit@10",
             arms={name: arms[name] for name in (baseline, "alternating")}, budget=s.budget,
-            measure=on_test(hits), validate=validation, choose_by="hit@10",
+            measure=on_test(every_way), validate=validation, choose_by="hit@10",
             grid=rates(3e-3, 1e-2, 3e-2, 1e-1, 3e-1), condition=conditions,
             null=Null("nothing is paired in training", nothing_paired, 0.0, 0.02),
             **WORTH, **rest)
