@@ -12,6 +12,11 @@ TOWERS = {"image": "image_features", "text": "text_tokens", "speech": "speech_fe
 WIDE = {"image": 5, "text": 3, "speech": 4}
 
 
+def toy_features(pairs: Pairs) -> Pairs:
+    """For the shared tests: a third modality, so that there are six directions."""
+    return pairs.with_features(speech_features=pairs["text_features"].flip(1) ** 2)
+
+
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
