@@ -260,6 +260,24 @@ def test_experts_see_the_rows_that_chose_them():
         assert all(experts.experts[e].weight.grad.any() for e in (0, 2, 3))
 
 
+def test_an_expert_chosen_in_another_process_is_computed_here_too(monkeypatch):
+    """Shards of an expert are put together by all processes at once, or they wait for ever."""
+    from alignkit.parts import layers
+
+    experts = Experts(3, [torch.nn.Linear(3, 3) for _ in range(3)], 1, bias=True)
+    with torch.no_grad():
+        experts.gate.bias.copy_(torch.tensor([99.0, 0.0, 0.0]))
+    alone, _ = experts(x := randn(4, 3).float())
+    monkeypatch.setattr(layers, "processes", lambda: (0, 2))
+    monkeypatch.setattr(layers.dist, "all_reduce", lambda used, op: used.add_(
+        torch.tensor([0.0, 1.0, 0.0])))  # the other one's rows chose the second
+    mixed, _ = experts(x)
+    mixed.sum().backward()
+    assert torch.equal(mixed, alone)
+    assert [e.weight.grad is None for e in experts.experts] == [False, False, True]
+    assert not experts.experts[1].weight.grad.any()
+
+
 def test_leading_directions_are_orthonormal_and_keep_the_most():
     drawn = torch.Generator().manual_seed(0)
     x = torch.randn(30, 4, 6, generator=drawn) * torch.tensor([9, 1, 1, 5, 1, 1])
