@@ -9,8 +9,7 @@ more if each step trains one direction than if it trains the sum of all, because
 of different directions pull the shared weights apart.
 
 Use it when: one step of all directions does not fit in memory, or some directions have
-more data than others. If it fits, train them together: on our corpus one direction a step
-needed as many steps more as there are directions.
+more data than others.
 
 Equations, for direction a → b, x [n, t, d_a] the standardised features of a, token by token:
     u   = GELU(W_a (x + e_ab));   u_q = u + e_q  for both tasks q: predict, contrast
