@@ -1,4 +1,4 @@
-"""Nine kinds of furniture whose shapes tell them apart, as voxels."""
+"""Eleven kinds of furniture whose shapes tell them apart, as voxels."""
 
 import re
 
@@ -11,12 +11,15 @@ from alignkit.data.pairs import Pairs
 from alignkit.data.speech import ENGINE, engine_folder
 
 RECIPE = "solids 1"
+SHARE = 0.6
 
 # English names of a kind, and what such a name must not hold.
 KINDS = {
     "chair": (r"\b(arm)?chair\b", r"ottoman"),
     "table": (r"\b(table|desk)\b", r"lamp|tennis|fan|bat|glass|football|pool"),
     "bed": (r"\b(bed|futon)\b", r"couch"),
+    "sofa": (r"\b(sofa|couch)\b", r"chair|bed"),
+    "lamp": (r"\b(lamp|lamppost|light|lights|spotlight)\b", r"switch"),
     "plant": (r"\b(plant|tulips|orchids|ficus|tree|cactus)\b", r"box"),
     "bottle": (r"\b(bottle|vase|jar|glass)\b", r"table|door|lamp|plate|cutlery"),
     "person": (r"\b(male|female|boy|girl)\b", r"sitting|lying"),
@@ -47,6 +50,16 @@ def solids(side: int = 16, size: int = 224) -> Pairs:
          "speech": spoken([(name,) for name in names], voices)},
         ids=pairs.ids, labels={"kind": kind}, label_names={"kind": list(KINDS)},
         provenance=pairs.provenance.derive(f"{RECIPE} {side} {ENGINE}"))
+
+
+def dealt(kind: Tensor, seed: int) -> Tensor:
+    """Which rows teach encoders and denoiser, bool [n], SHARE of each kind; the others
+    teach the judge."""
+    g, own = torch.Generator().manual_seed(seed), torch.zeros(len(kind), dtype=torch.bool)
+    for k in kind.unique():
+        rows = (kind == k).nonzero()[:, 0]
+        own[rows[torch.randperm(len(rows), generator=g)[:round(SHARE * len(rows))]]] = True
+    return own
 
 
 def kind_of(name: str) -> int:

@@ -57,7 +57,8 @@ class Method(nn.Module):
 
     Override what differs; two of these are usual. `traits` names the exceptions a
     shared test must know: 'untrained' (fit takes no gradient step), 'ordered' (the loss
-    changes if rows are permuted), 'no pairs' (the pairing of rows is not used).
+    changes if rows are permuted), 'no pairs' (the pairing of rows is not used), 'stopped'
+    (the gradient is not the slope of the loss: part of it is held still).
     """
 
     traits: frozenset[str] = frozenset()

@@ -34,7 +34,7 @@ class PriorSettings:
     blocks: int = 3
     heads: Mapping[str, int] = field(
         default_factory=lambda: {"text": 384, "image": 1280, "speech": 384})
-    kinds: int = 9
+    kinds: int = 11
 
 
 class PictureEncoder(nn.Module):
@@ -58,7 +58,8 @@ class Denoiser(nn.Module):
     """eps^(x_t; condition, t, view): one network, two priors. With a view it is the one
     that knows where the camera is; without, the planar one.
 
-    It learns v = a eps - s x (Salimans and Ho 2022), from which eps^ = a v + s x_t.
+    It learns the clean picture x^ (a few hundred numbers that say little; the noise in
+    them would not pass its narrow middle), from which eps^ = (x_t - a x^) / s.
     """
 
     def __init__(self, s: PriorSettings):
@@ -75,11 +76,11 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def velocity(self, x: Tensor, t: Tensor, condition: Tensor, view: Tensor) -> Tensor:
-        """v^ of noisy pictures x [n, 1, side, side] at levels t [n] in (0, 1), given rows
+    def clean(self, x: Tensor, t: Tensor, condition: Tensor, view: Tensor) -> Tensor:
+        """x^, from -1 to 1, of noisy pictures x [n, 1, side, side] at levels t [n] in (0, 1), given rows
         [n, shared] (0: nothing is told) and views [n, VIEW] (`view_of`; 0: none)."""
         scale = math.sqrt(condition.shape[1])  # entries of size 1, as those of the rest
-        told = self.told(torch.cat([scale * condition, waves(t, 32).to(x), view,
+        told = self.told(torch.cat([scale * condition, waves(t, 32).to(x), 3 * view,
                                     condition.norm(dim=1, keepdim=True)], 1))
         h = self.into(x.flatten(1))
         for block in self.blocks:
@@ -93,11 +94,11 @@ class Denoiser(nn.Module):
         """eps^ with classifier-free guidance: nothing told + guidance · the difference
         (of the condition; the view is told both times)."""
         a, s = (part.view(-1, 1, 1, 1).to(x) for part in signal_and_noise(t))
-        v = self.velocity(x, t, condition, view)
+        clean = self.clean(x, t, condition, view)
         if guidance != 1.0:
-            free = self.velocity(x, t, torch.zeros_like(condition), view)
-            v = free + guidance * (v - free)
-        return a * v + s * x
+            free = self.clean(x, t, torch.zeros_like(condition), view)
+            clean = free + guidance * (clean - free)
+        return (x - a * clean) / s
 
 
 class VoxelPriors(nn.Module):

@@ -13,6 +13,7 @@ from torch.nn.functional import affine_grid, grid_sample, softplus
 
 FAR = 0.4  # brightness of the last cell; the first has 1
 SOLID = 6.0  # density of a full cell: a ray that crosses it keeps 1/400 of its light
+LEVEL, STEEP = 0.05, 4  # of a surface: at twice LEVEL a cell is 94 % full, at half 6 %
 
 
 class VoxelField(nn.Module):
@@ -29,9 +30,13 @@ class VoxelField(nn.Module):
         self.raw = nn.Parameter((4 * (ball - radius) - 2).expand(n, -1, -1, -1).clone())
         self.register_buffer("inside", (radius <= 1).float())
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Densities [b, y, z, x] of these fields."""
-        return SOLID * softplus(self.raw[rows]) * self.inside
+    def forward(self, rows: Tensor, steep: bool = False) -> Tensor:
+        """Densities [b, y, z, x] of these fields. steep: as surfaces, which are where the
+        density is LEVEL of a full cell: inside it is nearly full, outside nearly empty."""
+        soft = softplus(self.raw[rows])
+        if steep:
+            soft = 1 / (1 + (LEVEL / soft.clamp(min=1e-6)) ** STEEP)
+        return SOLID * soft * self.inside
 
 
 def cell_radius(side: int) -> Tensor:
@@ -54,8 +59,7 @@ def render(density: Tensor, azimuth: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures [n, 1, y, x] of densities [n, y, z, x] at these azimuths [n], and how much
     of each pixel is covered.
 
-    Cell k of a ray keeps exp(-density_k) of the light (a cell counts 1 / 2 deep, so that
-    SOLID covers it); pixel = sum over k of light that comes so far · (1 - kept) · brightness.
+    Cell k of a ray keeps exp(-density_k) of the light; pixel = sum over k of light that comes so far · (1 - kept) · brightness.
     """
     x = turned(density, azimuth)
     dark = torch.cumsum(x, 2)
