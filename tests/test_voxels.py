@@ -1,16 +1,23 @@
 """Voxels: the field, the renderer, solids, and the small networks that look at them."""
 
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 
+from alignkit.data import Pairs
 from alignkit.data.solids import KINDS, dealt, kind_of, voxels_of
 from alignkit.parts import shipped
 from alignkit.parts.voxel_priors import (
-    FOLDER, Denoiser, PriorSettings, ancestral, load_voxel_priors, signal_and_noise, view_of,
+    FOLDER, Denoiser, PriorSettings, VoxelPriors, ancestral, load_voxel_priors,
+    signal_and_noise, view_of,
 )  # fmt: skip
 from alignkit.parts.voxels import FAR, LEVEL, SOLID, VoxelField, around, render, turned
+from alignkit.training import Budget, fit, seed_all
+
+SCRIPT = Path(__file__).parents[1] / "data_scripts" / "train_voxel_priors.py"
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -155,3 +162,39 @@ def test_eight_priors_are_shipped_that_differ_and_pass_the_gate():
     assert not torch.equal(one.pictures(x), two.pictures(x))
     with pytest.raises(FileNotFoundError):
         load_voxel_priors(99)
+
+
+# The script that trains them ----------------------------------------------------------
+def bars(n: int = 30) -> Pairs:
+    """Lying and standing bars, as solids of two kinds."""
+    voxels, kind = torch.zeros(n, 8, 8, 8), torch.arange(n) % 2
+    voxels[kind == 0, 3:5, 3:5, :], voxels[kind == 1, :, 3:5, 3:5] = 1.0, 1.0
+    hot = torch.nn.functional.one_hot(kind, 4).float()
+    return Pairs.make({"voxels": voxels, **{f"{name}_features": hot for name in
+                                            ("text", "image", "speech")}},
+                      labels={"kind": kind})
+
+
+def test_the_script_teaches_what_a_solid_looks_like():
+    script, pairs = runpy.run_path(str(SCRIPT)), bars()
+    own = dealt(pairs.labels["kind"], 0)
+    seed_all(0)
+    net = VoxelPriors(PriorSettings(side=8, shared=8, channels=4, width=64, blocks=1, kinds=2,
+                                    heads={n: 4 for n in ("text", "image", "speech")}))
+    for kind, part, steps in (("Encoders", own, 60), ("Judge", ~own, 60), ("Drawing", own, 250)):
+        rows = script["balanced"](pairs.select(part.nonzero()[:, 0]), 0)
+        history = fit(script[kind](net, rows), rows, Budget(steps=steps, batch_size=16,
+                                                            lr=5e-3), 0)
+        assert history.curve()[-1] < 0.7 * history.curve()[0], kind
+    found = script["figures"](net.eval(), pairs, own)
+    assert set(found) == {"pictures", "judge", "image", "speech", "drawn", "drawn_with_view"}
+    assert min(found.values()) > 0.7, found
+
+
+def test_pictures_of_solids_come_from_all_sides_and_stretched():
+    script, pairs = runpy.run_path(str(SCRIPT)), bars(4)
+    found = script["pictures_of"](pairs["voxels"], 0)
+    assert found.shape == (4, script["STRETCHES"] * script["VIEWS"], 1, 8, 8)
+    plain = render(SOLID * pairs["voxels"], torch.zeros(4))[0]
+    assert torch.allclose(found[:, 0], plain, atol=1e-5)
+    assert not torch.allclose(found[:, script["VIEWS"]], plain, atol=1e-2)
