@@ -1,0 +1,148 @@
+"""What has to be seen on a GPU: exact losses and retrieval, mixed precision, resume,
+compilation, a real class at full size. `.ci/gpu` runs it; with ALIGNKIT_DRY=1 the same code
+runs on CPU."""
+
+import os
+
+import pytest
+import torch
+from torch.testing import assert_close
+from training_runs import BUDGET, Noisy
+from training_runs import pairs as few_rows
+
+from alignkit.data import Pairs
+from alignkit.evaluation import retrieve, search
+from alignkit.parts import DualEncoder, Settings, info_nce, sigmoid_loss, unit
+from alignkit.parts.large_batch import tiled_info_nce, tiled_sigmoid
+from alignkit.training import Budget, fit
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
+    not CUDA and not os.environ.get("ALIGNKIT_DRY"), reason="no GPU")]
+
+
+def rows(n: int, d: int, dtype=torch.float32, seed: int = 0) -> tuple:
+    g = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(n, d, generator=g)
+    return tuple(unit(hidden + torch.randn(n, d, generator=g)).to(DEVICE, dtype)
+                 .requires_grad_() for _ in range(2))
+
+
+def value_and_gradients(loss, a, b, scale):
+    wide = torch.promote_types(a.dtype, torch.float32)
+    scale = torch.tensor(scale, device=a.device, dtype=wide, requires_grad=True)
+    value = loss(a, b, scale)
+    return value, *torch.autograd.grad(value, (a, b, scale))
+
+
+@pytest.mark.parametrize("scale", [10.0, 100.0])
+@pytest.mark.parametrize("tiled, dense", [
+    (tiled_info_nce, info_nce),
+    (lambda a, b, s: tiled_sigmoid(a, b, s, -10.0), lambda a, b, s: sigmoid_loss(a, b, s, -10.0)),
+], ids=["info_nce", "sigmoid"])
+def test_tiles_give_the_whole_losss_value_and_gradient(tiled, dense, scale):
+    """In float32 (TF32 is off unless it is asked for), against float64 on the CPU."""
+    a, b = rows(3333, 96)
+    found = value_and_gradients(tiled, a, b, scale)
+    wide = [x.detach().cpu().double().requires_grad_() for x in (a, b)]
+    right = [x.detach() for x in value_and_gradients(dense, *wide, scale)]
+    for mine, theirs in zip(found, right):
+        assert_close(mine.detach().cpu().double(), theirs, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tiles_take_16_bits_and_sum_in_32(dtype):
+    a, b = rows(2000, 64, dtype)
+    found = value_and_gradients(tiled_info_nce, a, b, 20.0)
+    wide = [x.detach().cpu().double().requires_grad_() for x in (a, b)]
+    right = value_and_gradients(info_nce, *wide, 20.0)
+    assert found[0].dtype == torch.float32 and found[1].dtype == dtype
+    assert_close(found[0].detach().cpu().double(), right[0].detach(), rtol=1e-3, atol=0)
+    error = (found[1].cpu().double() - right[1]).norm() / right[1].norm()
+    assert error < 0.02
+
+
+def test_ranks_are_those_of_the_cpu():
+    """Rows of small whole numbers: each product is exact on any device, and ties abound."""
+    g = torch.Generator().manual_seed(0)
+    query, gallery = (torch.randint(-2, 3, (3000, 16), generator=g).float() for _ in range(2))
+    item = torch.randint(2000, (3000,), generator=g)
+    here = retrieve(query.to(DEVICE), gallery.to(DEVICE), item.to(DEVICE), item.to(DEVICE))
+    assert here == retrieve(query, gallery, item, item)
+    near = search(query.to(DEVICE), gallery.to(DEVICE), 10)
+    assert torch.equal(near[0].cpu(), search(query, gallery, 10)[0])
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_training_learns_in_every_precision_and_keeps_float32_weights(precision):
+    if precision == "fp16" and not CUDA:
+        pytest.skip("fp16 needs a GPU")
+    rows = few_rows(200)
+    method = DualEncoder(Settings(width=8), rows)
+    seen = fit(method, rows, Budget(steps=60, batch_size=100, lr=1e-2, precision=precision))
+    losses = seen.curve()
+    assert losses[-1] < 0.8 * losses[0]
+    assert {p.dtype for p in method.parameters()} == {torch.float32}
+    assert {p.device.type for p in method.parameters()} == {DEVICE}
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path):
+    def trained(folder, stop=None):
+        torch.manual_seed(0)
+        rows = few_rows()
+        method = Noisy(Settings(width=3), rows)
+        calls = []
+
+        def validate(m):
+            calls.append(1)
+            if stop and len(calls) == stop:
+                raise KeyboardInterrupt
+            return {"figure": 0.0}
+        try:
+            fit(method, rows, BUDGET, validate=validate, folder=folder)
+        except KeyboardInterrupt:
+            return trained(folder)
+        return [p.detach().cpu() for p in method.parameters()]
+
+    once, twice = trained(tmp_path / "a"), trained(tmp_path / "b", stop=4)
+    for mine, theirs in zip(twice, once):
+        assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_cached_gradients_train_as_the_whole_batch_does():
+    rows, found = few_rows(120), []
+    for chunk in (0, 25):
+        torch.manual_seed(0)
+        method = DualEncoder(Settings(width=8), rows)
+        fit(method, rows, Budget(steps=5, batch_size=120, lr=1e-2, chunk=chunk))
+        found.append([p.detach().cpu() for p in method.parameters()])
+    for whole, cached in zip(*found):
+        assert_close(cached, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_loss_is_the_loss():
+    a, b = rows(256, 32)
+    compiled = torch.compile(lambda x, y: info_nce(x, y, 20.0))
+    value, *gradients = [compiled(a, b)]
+    gradients = torch.autograd.grad(value, (a, b))
+    right = info_nce(a, b, 20.0)
+    assert_close(value, right)
+    for mine, theirs in zip(gradients, torch.autograd.grad(right, (a, b))):
+        assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_a_real_class_at_full_size_gives_features_and_trains_a_head():
+    """ViT-B/32 with random weights, as an encoder of one's own; the head in 16 bits."""
+    timm = pytest.importorskip("timm")
+    tower = timm.create_model("vit_base_patch32_224", pretrained=False, num_classes=0)
+    g = torch.Generator().manual_seed(0)
+    pictures = torch.randn(24, 3, 224, 224, generator=g)
+    with torch.no_grad():
+        features = tower.to(DEVICE).eval()(pictures.to(DEVICE)).float().cpu()
+    assert features.shape == (24, 768) and features.isfinite().all()
+    rows = Pairs.from_features({"image_features": features,
+                                "text_features": torch.randn(24, 32, generator=g)})
+    method = DualEncoder(Settings(width=16), rows)
+    fit(method, rows, Budget(steps=3, batch_size=24, precision="bf16"))
+    assert all(p.isfinite().all() for p in method.parameters())
