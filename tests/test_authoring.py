@@ -178,13 +178,18 @@ def test_whatever_outputs_come_from_is_run(folder, ran, monkeypatch):
     assert ran(keep="script")[0] == 6
     monkeypatch.setattr(authoring, "code_hash", lambda slug: "new")  # method or claims
     assert ran()[0] == 7
-    monkeypatch.setattr(authoring, "stored", lambda slug: ["new"])  # results
+    found = SimpleNamespace(verdict="holds", code="old")
+    monkeypatch.setattr(authoring, "stored", lambda slug: [found])
     assert ran()[0] == 8
+    found.code = "new"  # restamped: the figures are the same
+    assert ran()[0] == 8
+    found.verdict = "no gain"
+    assert ran()[0] == 9
     notebook = read(path)
     del notebook.metadata["alignkit"]["code"]  # built before there was a stamp of code
     _write(notebook, path)
-    assert ran()[0] == 9
-    assert ran()[0] == 9
+    assert ran()[0] == 10
+    assert ran()[0] == 10
 
 
 def test_the_stamp_of_code_knows_the_exercises(folder, tmp_path, monkeypatch):
@@ -243,6 +248,17 @@ def test_a_study_runs_the_claims_beside_what_was_predicted(made, capsys):
     assert made.train("fake", 0)["more"].method.settings.effect == 0.1
     with pytest.raises(ValueError, match="fake has no claim fike; there are fake"):
         made.run([0], "fike")
+
+
+def test_of_many_figures_those_of_the_arms_are_printed(made, capsys, monkeypatch):
+    first = made.claims["fake"]
+    made.claims["fake"] = replace(first, measure=lambda arms: {
+        **first.measure(arms), "more, time": 2.0})
+    for many, shown in ((3, True), (2, False)):
+        monkeypatch.setattr(study, "MANY", many)
+        made.run([0])
+        out = capsys.readouterr().out
+        assert "less 0." in out and "more 0." in out and ("more, time 2.000" in out) == shown
 
 
 def test_a_published_seed_must_agree_and_another_need_not(made, capsys, monkeypatch):

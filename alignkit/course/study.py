@@ -17,6 +17,7 @@ from alignkit.claims.train import own_pairs
 from alignkit.course import plots
 
 COLUMNS = 78
+MANY = 12  # figures of a claim; of more, those named after arms are printed
 SAME = 1e-6  # a published seed gives its stored difference again, up to this
 
 
@@ -76,6 +77,8 @@ class Study:
                 found[claim.name].append(difference)
                 said = self._expected(claim.name, seed, difference)
                 _print(f"{claim.name}, seed {seed}: {difference:+.3f}, {said}")
+                if len(figures) > MANY:  # what more there is has a table of its own
+                    figures = {k: figures[k] for k in claim.arms if k in figures} or figures
                 _print(", ".join(f"{k} {v:.3f}" for k, v in figures.items()), "    ")
         return found
 
