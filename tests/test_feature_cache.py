@@ -12,13 +12,13 @@ import pytest
 import torch
 from test_encoders import TEXTS, picture
 
-from alignkit.data.columns import Lazy
+from alignkit.data.columns import Lazy, Tokens
 from alignkit.data.fetch import asset, cache_dir
 from alignkit.data.pairs import Pairs
 from alignkit.encoders import add_features, load
 from alignkit.encoders import cache as cache_module
 from alignkit.encoders import features as features_module
-from alignkit.encoders.encoder import Encoder, Output
+from alignkit.encoders.encoder import Encoder, Output, shortened
 
 
 @pytest.fixture
@@ -257,3 +257,39 @@ def test_a_long_job_says_how_long(own_cache, capsys):
     assert capsys.readouterr().err == ""
     features_module._announce(encoder, 2000, 0.05)
     assert "2,000 rows" in (said := capsys.readouterr().err) and "about 100 s" in said
+
+
+def test_a_number_of_tokens_keeps_the_means_of_so_many_stretches(own_cache):
+    pairs = Pairs.make({"text": TEXTS})
+    whole = add_features(pairs, "text", "text:minilm", tokens=True)["text_tokens"]
+    few = add_features(pairs, "text", "text:minilm", tokens=3)["text_tokens"]
+    assert few.values.shape == (4, 3, 384)
+    for values, mask, kept, real in zip(*whole, *few, strict=True):
+        t = int(mask.sum())
+        size, longer = divmod(t, 3)  # the first `longer` stretches have one token more
+        ends = [size * (k + 1) + min(k + 1, longer) for k in range(3)]
+        starts = [0, *ends[:-1]]
+        for k in range(3):
+            if t > 3:
+                wanted = sum(values[i] for i in range(starts[k], ends[k])) / (
+                    ends[k] - starts[k])
+                torch.testing.assert_close(kept[k], wanted)
+        assert int(real.sum()) == min(t, 3)
+    again = add_features(pairs, "text", "text:minilm", tokens=1)["text_tokens"]
+    features = add_features(pairs, "text", "text:minilm")["text_features"]
+    torch.testing.assert_close(again.values[:, 0], features, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="tokens must be True, False or.*got 0"):
+        add_features(pairs, "text", "text:minilm", tokens=0)
+
+
+def test_shortened_keeps_short_rows_and_never_reads_padding():
+    values = torch.arange(12.0).view(2, 3, 2)
+    values[0, 2] = torch.nan  # padding
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    one = shortened(Tokens(values, mask), 2)
+    assert one.values.tolist() == [[[0, 1], [2, 3]], [[7, 8], [10, 11]]]
+    assert one.mask.all()
+    five = shortened(Tokens(values, mask), 5)
+    assert five.mask.tolist() == mask.tolist() and not five.values[0, 2].any()
+    with pytest.raises(ValueError, match="n must be at least 1"):
+        shortened(Tokens(values, mask), 0)

@@ -144,6 +144,25 @@ def joined(parts: list) -> Tensor | Tokens:
         torch.cat([pad(p.mask, (0, longest - p.mask.shape[1])) for p in parts]))
 
 
+def shortened(tokens: Tokens, n: int) -> Tokens:
+    """At most n tokens a row: the means of n stretches, equal but for one token, of its
+    real tokens in their order. A row of n or fewer keeps them as they are.
+
+    Places of a picture come row by row, so that a stretch is a strip of it.
+    Raises ValueError for n below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1 token a row, got {n}")
+    rows = []
+    for values, mask in zip(*tokens, strict=True):
+        real = values[mask]
+        stretches = real.tensor_split(n) if len(real) > n else real.split(1)
+        rows.append(torch.stack([x.mean(0) for x in stretches]) if len(real) else real)
+    lengths = torch.tensor([len(row) for row in rows])
+    values = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return Tokens(values, torch.arange(values.shape[1]) < lengths[:, None])
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """For sums over a batch and `interpolate`: their last bits depend on the threads."""

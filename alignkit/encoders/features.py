@@ -30,7 +30,7 @@ from alignkit.encoders import (
     yamnet,
 )
 from alignkit.encoders.cache import BLOCK, Store
-from alignkit.encoders.encoder import BATCH, Encoder, joined
+from alignkit.encoders.encoder import BATCH, Encoder, Output, joined, shortened
 
 OFFLINE = {
     "image:efficientnet-lite0": image.efficientnet_lite0,
@@ -90,28 +90,33 @@ def add_features(
     encoder: str | nn.Module | Encoder,
     *,
     layers: Sequence[int] | Literal["all"] = (-1,),
-    tokens: bool = False,
+    tokens: bool | int = False,
 ) -> Pairs:
     """`pairs` with features of `column`, float32, taken from the cache where it can.
 
     Layer −1 becomes `<column>_features` [n, d]; a layer k ≥ 0 `<column>_layer<k>`
-    ("all": every layer); tokens=True adds the last layer's `<column>_tokens`. Rows of
-    equal source are encoded once. Missing rows are zeros and stay missing.
+    ("all": every layer); tokens=True adds the last layer's `<column>_tokens`, and
+    tokens=n keeps at most n a row: the means of n stretches of its tokens (`shortened`).
+    Rows of equal source are encoded once. Missing rows are zeros and stay missing.
 
     Features are kept under all that decides them: the encoder and the rows' content, of a
     `Lazy` column the files' bytes and the code that reads them. Where that cannot be told
     (the reader holds a data base, say) they are made anew, and a warning says so.
 
-    Raises KeyError for an unknown column, ValueError for one that cannot be encoded.
+    Raises KeyError for an unknown column, ValueError for one that cannot be encoded, or
+    for tokens below 1.
     """
+    if tokens is not True and tokens is not False and tokens < 1:
+        raise ValueError(f"tokens must be True, False or how many a row, at least 1, got "
+                         f"{tokens}")
     encoder = encoder if isinstance(encoder, Encoder) else load(encoder)
     _check_column(pairs, column, encoder)
     layers = sorted(encoder.widths) if layers == "all" else list(layers)
     first, at = _distinct(pairs, column)
     wanted = {f"{column}_features" if k == -1 else f"{column}_layer{k}": (k, False)
               for k in layers}
-    if tokens:
-        wanted[f"{column}_tokens"] = (-1, True)
+    if tokens is not False:
+        wanted[f"{column}_tokens"] = (-1, tokens)
     content, untold = _content(pairs[column], encoder.untold)
     ids = json.dumps([pairs.ids[i] for i in first])
     fields = {
@@ -125,15 +130,14 @@ def add_features(
         folder = stack.enter_context(TemporaryDirectory()) if untold else None
         # Keyed by what is computed, so that layer −1 and its number share one store.
         stores = {
-            (k, is_tokens): Store(fields | {"layer": k, "tokens": is_tokens}, len(first),
-                                  folder)
-            for k, is_tokens in {(encoder.layer(k), t) for k, t in wanted.values()}
+            (k, kept): Store(fields | {"layer": k, "tokens": kept}, len(first), folder)
+            for k, kept in {(encoder.layer(k), t) for k, t in wanted.values()}
         }
         _fill(stores, encoder, lambda i: pairs[column][first[i]], len(first))
         _say(stores, encoder, column, len(first))
         return pairs.with_features(**{
-            name: stores[encoder.layer(k), is_tokens].read(at)
-            for name, (k, is_tokens) in wanted.items()
+            name: stores[encoder.layer(k), kept].read(at)
+            for name, (k, kept) in wanted.items()
         })
 
 
@@ -198,7 +202,7 @@ def _kinds(source) -> tuple:
     return type(source), *map(_kinds, inner)
 
 
-def _fill(stores: dict[tuple[int, bool], Store], encoder: Encoder,
+def _fill(stores: dict[tuple[int, bool | int], Store], encoder: Encoder,
           source: Callable[[int], object], n: int) -> None:
     """Encode every block that a store lacks; one process at a time."""
     if not any(store.missing() for store in stores.values()):
@@ -213,7 +217,7 @@ def _fill(stores: dict[tuple[int, bool], Store], encoder: Encoder,
             _encode(stores, lacking, blocks, encoder, source, n)
 
 
-def _encode(stores: dict[tuple[int, bool], Store], lacking: dict[tuple, set[int]],
+def _encode(stores: dict[tuple[int, bool | int], Store], lacking: dict[tuple, set[int]],
             blocks: list[int], encoder: Encoder, source: Callable[[int], object],
             n: int) -> None:
     encoder.start()
@@ -224,13 +228,13 @@ def _encode(stores: dict[tuple[int, bool], Store], lacking: dict[tuple, set[int]
             parts = {key: [] for key in stores if block in lacking[key]}
             layers = sorted({k for k, _ in parts})
             encoder.notes.clear()
-            tokens = any(is_tokens for _, is_tokens in parts)
+            tokens = any(kept is not False for _, kept in parts)
             rows = range(block * BLOCK, min(n, (block + 1) * BLOCK))
             for start in range(0, len(rows), BATCH):
                 inputs = [source(i) for i in rows[start:start + BATCH]]
                 found = encoder.outputs(inputs, layers, tokens)
-                for (k, is_tokens), part in parts.items():
-                    part.append(found[k].tokens if is_tokens else found[k].pooled)
+                for (k, kept), part in parts.items():
+                    part.append(_kept(found[k], kept))
                 bar.update(len(inputs))
                 done += len(inputs)
                 if done == len(inputs):  # the first batch tells how long it takes
@@ -239,7 +243,14 @@ def _encode(stores: dict[tuple[int, bool], Store], lacking: dict[tuple, set[int]
                 stores[key].write(block, joined(part), dict(encoder.notes))
 
 
-def _say(stores: dict[tuple[int, bool], Store], encoder: Encoder, column: str,
+def _kept(output: Output, kept: bool | int) -> Tensor | Tokens:
+    """What is stored of a layer: pooled (False), its tokens (True), or at most so many."""
+    if kept is False:
+        return output.pooled
+    return output.tokens if kept is True else shortened(output.tokens, kept)
+
+
+def _say(stores: dict[tuple[int, bool | int], Store], encoder: Encoder, column: str,
          n: int) -> None:
     """Warn of texts that were cut or not understood, cached features included."""
     blocks: dict[str, dict] = {}
