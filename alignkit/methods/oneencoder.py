@@ -28,16 +28,17 @@ Exact property: step 2 does not change one bit of a picture's or text's embeddin
 scale has no gradient and is e^2.5. If the transformer layer gives 0 and m is 0,
 UP is mean(align(x)). UP does not know the order of its tokens: permuted, the same mean.
 Deviations, by file and line of github.com/b-faye/OneEncoder, commit 91edf3d, `contrastive
-learning/text-image/addition/text_image.py`: no mask is passed (494-516), so padding is
-attended and counted; here it is neither. Frozen modules stay in train mode in step 2
-(text-audio/addition/text_audio.py:455), so the texts that sounds are aligned with have
-dropout; here what is frozen is in eval mode. All of a row's texts are right answers. The
-temperature 0.07 is clamped to [2.5, 3] through `.data` (text_image.py:761), which makes it
-e^2.5 and never learned; here it is a constant. The layer is registered twice (478, 483:
-1.3 million weights that nothing uses); here once. Fusion by Bahdanau's attention takes its
-softmax over the batch, not the tokens (`bahdanau attention`, 522), and Luong's has no
-scaling: neither is built. Three tensors of wav2vec2 that are drawn anew are trained there.
-`fresh`, `tuned` and `linear` docks are not the paper's.
+learning/text-image/addition/text_image.py` where none is named: no mask is passed (514), so
+padding is attended and counted (521); here it is neither. Frozen modules stay in train mode
+in step 2 (text-audio/addition/text_audio.py, 455), so that the texts have dropout which
+sounds are aligned with; here what is frozen is in eval mode. All texts of an item are right
+answers. The temperature, 0.07, is clamped to [2.5, 3] through `.data` (761), which makes it
+e^2.5 and not learned; here it is a constant. The layer is registered twice (482, 487),
+1.3 million weights that nothing uses; here once. Fusion by Bahdanau's and by Luong's
+attention cannot be built at that commit (text_image.py in their folders, 568 and 566: an
+argument that they do not take) and is left out. Three tensors of wav2vec2 that are drawn
+anew are trained there, none here. The head for visual questions, a second application, is
+left out. The docks `fresh`, `tuned` and `linear` are ours, to compare with.
 Reconstructed: nothing of the method; the paper's figures were not found.
 """
 
