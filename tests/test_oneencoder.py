@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from alignkit.claims import oneencoder as claims
-from alignkit.data import Pairs, Tokens
+from alignkit.data import Lazy, Pairs, Tokens
 from alignkit.evaluation import encode_pairs
 from alignkit.methods.oneencoder import (
     FUSIONS, OneEncoder, OneEncoderSettings, UniversalProjection,
@@ -33,6 +33,22 @@ def tokens(n: int, t: int, d: int, seed: int = 0) -> Tokens:
 def pairs(n: int = 6, t: int = 3) -> Pairs:
     return Pairs.from_features({f"{name}_tokens": tokens(n, t, d, k)
                                 for k, (name, d) in enumerate(COLUMNS.items())})
+
+
+def toy_pairs(some: Pairs) -> Pairs:
+    """For the tests of all papers (toys.py): a tone of its own for each row."""
+    def tone(row: int) -> tuple[torch.Tensor, int]:
+        return torch.sin(torch.arange(4000) * (0.05 + 0.001 * row)), 16_000
+
+    return some.with_columns(speech=Lazy(range(len(some)), tone, "sound", version="tones"))
+
+
+def toy_features(some: Pairs) -> Pairs:
+    """And tokens of it that know something of the text's."""
+    values, mask = some["text_tokens"]
+    noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(1))
+    return toy_pairs(some).with_features(speech_tokens=Tokens(
+        (values.flip(2) + 0.3 * noise) * mask[..., None], mask))
 
 
 def made(rows_: Pairs | None = None, **changes) -> OneEncoder:
