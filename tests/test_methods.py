@@ -326,8 +326,8 @@ def test_it_learns_and_says_what_broke(case):
             columns[name].fill_(torch.nan)
         elif isinstance(columns[name], Tokens):
             columns[name].values.fill_(torch.nan)
-    steps = next(i for i, stage in enumerate(method.stages()) if not stage.solve)
-    chosen = batch_rows(len(splits.train), budget.batch_size, 0, steps, 0)
-    named = splits.train.ids[int(chosen[0])]
+    index, stage = next((i, s) for i, s in enumerate(method.stages()) if not s.solve)
+    rows = stage.view(splits.train)
+    named = rows.ids[int(batch_rows(len(rows), budget.batch_size, 0, index, 0)[0])]
     with pytest.raises(NonFiniteLoss, match=rf"'{named}'"):
         fit(method, splits.train, budget)

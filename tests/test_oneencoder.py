@@ -12,7 +12,7 @@ from alignkit.claims import oneencoder as claims
 from alignkit.data import Lazy, Pairs, Tokens
 from alignkit.evaluation import encode_pairs
 from alignkit.methods.oneencoder import (
-    FUSIONS, OneEncoder, OneEncoderSettings, UniversalProjection,
+    FUSIONS, OneEncoder, OneEncoderSettings, _Universal,
 )  # fmt: skip
 from alignkit.training import Budget, fit
 
@@ -129,7 +129,7 @@ def loop_attention(attention: nn.MultiheadAttention, xs: list) -> list:
     return found
 
 
-def loop_fused(up: UniversalProjection, xs: list, m: list) -> list:
+def loop_fused(up: _Universal, xs: list, m: list) -> list:
     if up.fusion == "addition":
         return [plus(x, m[0]) for x in xs]
     if up.fusion == "multiplication":
@@ -144,7 +144,7 @@ def loop_fused(up: UniversalProjection, xs: list, m: list) -> list:
     return xs
 
 
-def loop_up(up: UniversalProjection, xs: list, m: list) -> list:
+def loop_up(up: _Universal, xs: list, m: list) -> list:
     layer, us = up.layer, loop_fused(up, xs, m)
     x = [norm(up.norm, u) for u in us]
     x = [norm(layer.norm1, plus(a, b)) for a, b in zip(x, loop_attention(layer.self_attn, x))]
@@ -259,7 +259,7 @@ def test_the_scale_is_a_constant_and_a_silent_layer_leaves_the_mean():
     method = made()
     assert float(method.temperature()) == pytest.approx(math.exp(2.5))
     assert "temperature.log_scale" not in dict(method.named_parameters())
-    up = UniversalProjection(8, 2, 6).double().eval()
+    up = _Universal(8, 2, 6).double().eval()
     with torch.no_grad():
         up.layer.norm2.weight.zero_(), up.layer.norm2.bias.zero_()
     x = tokens(5, 3, 8)

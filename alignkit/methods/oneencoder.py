@@ -94,7 +94,7 @@ def alignment(d_in: int, d: int, dropout: float = 0.1) -> nn.Sequential:
                          nn.Dropout(dropout), nn.LayerNorm(d))
 
 
-class ModalityTokens(nn.Module):
+class _Tokens(nn.Module):
     """A learned token a modality, made as wide as the space by one MLP for all of them."""
 
     def __init__(self, names: Sequence[str], d: int, rows: int = 1):
@@ -110,7 +110,7 @@ class ModalityTokens(nn.Module):
         return self.project(self.tokens[name])
 
 
-class UniversalProjection(nn.Module):
+class _Universal(nn.Module):
     """Tokens of any modality with its modality token -> one vector a row."""
 
     def __init__(self, d: int, heads: int = 4, ffn: int = 2048, dropout: float = 0.1,
@@ -159,10 +159,9 @@ class OneEncoder(Method):
                 name: alignment(pairs[column].values.shape[-1], s.width, s.dropout)
                 for name, column in modalities.items()})})
             if s.fusion != "none":
-                found["tokens"] = ModalityTokens(list(modalities), s.width, rows)
+                found["tokens"] = _Tokens(list(modalities), s.width, rows)
             if projection:
-                found["universal"] = UniversalProjection(s.width, s.heads, s.ffn, s.dropout,
-                                                         s.fusion)
+                found["universal"] = _Universal(s.width, s.heads, s.ffn, s.dropout, s.fusion)
             return found
 
         self.first = part(s.towers, True)
