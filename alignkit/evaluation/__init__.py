@@ -12,6 +12,7 @@ from alignkit.evaluation.classify import (
 from alignkit.evaluation.clouds import chamfer
 from alignkit.evaluation.detection import auroc, fpr_at_95, maximum_concept_matching
 from alignkit.evaluation.evaluate import encode_pairs, evaluate_retrieval
+from alignkit.evaluation.flips import flips
 from alignkit.evaluation.geometry import (
     alignment,
     cka,
@@ -71,6 +72,7 @@ __all__ = [
     "fgsm_attack",
     "fit_log_linear",
     "fit_power_law",
+    "flips",
     "fpr_at_95",
     "knn_probe",
     "linear_probe",

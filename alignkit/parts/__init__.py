@@ -5,7 +5,7 @@ from alignkit.parts.attention import (
     TransformerEncoder,
 )  # fmt: skip
 from alignkit.parts.dual_encoder import DualEncoder
-from alignkit.parts.layers import Experts, Temperature, projector
+from alignkit.parts.layers import Experts, LowRank, Temperature, projector
 from alignkit.parts.losses import (
     alignment_loss, distillation_loss, info_nce, logits_of, positives_of, shares,
     sigmoid_loss, triplet_loss, two_way_cross_entropy, uniformity_loss,
@@ -21,7 +21,7 @@ from alignkit.parts.text import WordPieces, mask_words
 from alignkit.parts.tokens import leading_directions, mean_pool
 
 __all__ = ["AttentionPooling", "CrossAttention", "DualEncoder", "Experts",
-           "FeatureQueue", "Method", "Momentum", "Settings", "Stage", "Temperature",
+           "FeatureQueue", "LowRank", "Method", "Momentum", "Settings", "Stage", "Temperature",
            "TokenEmbedding", "TransformerDecoder", "TransformerEncoder", "WordPieces",
            "alignment_loss", "cosine", "distillation_loss", "gramian_volume",
            "gramian_volumes", "info_nce", "late_interaction", "leading_directions",

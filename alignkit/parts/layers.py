@@ -47,6 +47,25 @@ def projector(d_in: int, d_out: int, kind: str = "linear") -> nn.Module:
     raise ValueError(f"kind must be 'linear' or 'mlp', got {kind!r}")
 
 
+class LowRank(nn.Module):
+    """x + B A x with A [rank, width] and B [width, rank]: what LoRA (Hu et al. 2022, arXiv
+    2106.09685) does to a linear layer, done to features. B starts at 0, so that nothing
+    changes before training.
+    """
+
+    def __init__(self, width: int, rank: int):
+        super().__init__()
+        if not 1 <= rank <= width:
+            raise ValueError(f"rank must lie between 1 and the width {width}, got {rank}")
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, width, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., width] -> the same shape."""
+        return x + self.up(self.down(x))
+
+
 class Experts(nn.Module):
     """A mixture of experts: a softmax gate weighs their outputs, row by row.
 
