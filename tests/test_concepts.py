@@ -1,8 +1,9 @@
 """Concepts: what is drawn by four hands and told by several keywords."""
 
 import pytest
+import torch
 
-from alignkit.data.concepts import VIEWS, concepts
+from alignkit.data.concepts import VIEWS, concepts, one_view_a_row, phrases
 from alignkit.data.emoji import emoji, read_keywords
 from alignkit.data.pairs import Pairs
 
@@ -56,3 +57,27 @@ def test_concepts_refuses():
     for pairs, least in ((emoji(), 99), (Pairs.make({"text": ["a"]}), 6)):
         with pytest.raises(ValueError, match="no row of pairs"):
             concepts(pairs, least)
+
+
+def test_one_view_a_row_keeps_what_belongs_together():
+    pairs = concepts(emoji())
+    order = torch.arange(len(pairs), dtype=torch.float32)[:, None]
+    pairs = pairs.with_features(text_x=order, **{
+        f"{view}_x": order + 1000 * k for k, view in enumerate(VIEWS)})
+    rows = one_view_a_row(pairs, ["x"])
+    assert len(rows) == 4 * len(pairs) and len(rows.item.unique()) == len(pairs)
+    for row in (0, 5, len(pairs) + 5, 3 * len(pairs) + 11):
+        hand, at = divmod(row, len(pairs))
+        assert rows.ids[row] == f"{pairs.ids[at]} {VIEWS[hand]}"
+        assert rows["image_x"][row].item() == at + 1000 * hand and rows["text_x"][row] == at
+        assert rows["text"][row] == pairs["text"][at] and rows.item[row] == pairs.group[at]
+        assert rows["image"][row].tobytes() == pairs[VIEWS[hand]][at].tobytes()
+    with pytest.raises(KeyError, match="image_y"):
+        one_view_a_row(pairs, ["y"])
+
+
+def test_phrases_are_names_and_keywords():
+    texts = phrases()
+    assert texts == sorted(set(texts)) and len(texts) > 4000
+    assert {"dog face", "pet", "tail"} <= set(texts)
+    assert all(any(c.isalpha() for c in text) for text in texts)

@@ -1,21 +1,28 @@
 """Flips: counted by hand, and their difference is the change of the score."""
 
-from fractions import Fraction
-
 import pytest
 import torch
 
-from alignkit.evaluation import flips
+from alignkit.evaluation import flips, right_at
 
 
 def test_five_queries_by_hand():
     before = torch.tensor([True, True, False, False, True])
     after = torch.tensor([True, False, True, True, False])
-    assert flips(before, after) == {"positive": Fraction(2, 5), "negative": Fraction(2, 5),
-                                    "gain": 0}
-    assert flips(before, ~before) == {"positive": Fraction(2, 5), "negative": Fraction(3, 5),
-                                      "gain": Fraction(-1, 5)}
+    assert flips(before, after) == {"positive": 2 / 5, "negative": 2 / 5, "gain": 0}
+    assert flips(before, ~before) == {"positive": 2 / 5, "negative": 3 / 5, "gain": -1 / 5}
     assert flips(before, before) == {"positive": 0, "negative": 0, "gain": 0}
+
+
+def test_which_queries_are_right_by_hand():
+    """Three queries, items 0, 1, 2, in a gallery of items 2, 0, 0, 1."""
+    query = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    gallery = torch.tensor([[1.0, 0.9], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    items = torch.tensor([0, 1, 2]), torch.tensor([2, 0, 0, 1])
+    # 0: ties with item 2; 1: ties with an item 0 above it; 2: first.
+    assert right_at(query, gallery, *items, k=1).tolist() == [False, False, True]
+    assert right_at(query, gallery, *items, k=2).tolist() == [True, True, True]
+    assert right_at(query, -gallery, *items, k=2).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -6,11 +6,12 @@ selection, so that the drawings are encoded once.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from alignkit.data.columns import take
+from alignkit.data.columns import Lazy, take
 from alignkit.data.emoji import emoji
 from alignkit.data.pairs import Pairs
 from alignkit.data.styles import STYLES
@@ -57,3 +58,33 @@ def concepts(pairs: Pairs, least: int = 6) -> Pairs:
               for name, rows in zip(VIEWS[1:], list(zip(*drawn))[1:], strict=True)}
     found = pairs.select(chosen).with_columns(**images, keywords=said)
     return replace(found, provenance=every.provenance.derive(f"concepts {least}"))
+
+
+def one_view_a_row(pairs: Pairs, ends: Sequence[str] = ()) -> Pairs:
+    """`concepts()` with a row for each drawing, all of the first hand, then all of the next;
+    the drawings of a concept are one item and have its text.
+
+    Args:
+        ends: of features to take along: "features" takes `image_features`,
+            `image_noto_features` and so on into `image_features`, and `text_features`.
+
+    Raises: KeyError for features that are not there.
+    """
+    hands = len(VIEWS)
+    pictures = Lazy([source for view in VIEWS for source in pairs[view].sources],
+                    pairs["image"].read, version=pairs["image"].version)
+    columns = {"image": pictures, "text": pairs["text"] * hands}
+    for end in ends:
+        columns[f"image_{end}"] = torch.cat([pairs[f"{view}_{end}"] for view in VIEWS])
+        columns[f"text_{end}"] = pairs[f"text_{end}"].repeat(hands, 1)
+    return Pairs.make(columns, ids=[f"{i} {view}" for view in VIEWS for i in pairs.ids],
+                      item=pairs.group.repeat(hands),
+                      provenance=pairs.provenance.derive("one view a row"))
+
+
+def phrases() -> list[str]:
+    """The names of all emoji and their English keywords, each once, sorted; those without
+    a letter ("!?") are left out."""
+    every = emoji(keywords="en")
+    words = {word for said in every["keywords"] for word in said.split(SEPARATOR)}
+    return sorted(text for text in words | {*every["text"]} if any(map(str.isalpha, text)))

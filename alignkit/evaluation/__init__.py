@@ -12,7 +12,7 @@ from alignkit.evaluation.classify import (
 from alignkit.evaluation.clouds import chamfer
 from alignkit.evaluation.detection import auroc, fpr_at_95, maximum_concept_matching
 from alignkit.evaluation.evaluate import encode_pairs, evaluate_retrieval
-from alignkit.evaluation.flips import flips
+from alignkit.evaluation.flips import flips, right_at
 from alignkit.evaluation.geometry import (
     alignment,
     cka,
@@ -91,6 +91,7 @@ __all__ = [
     "retrieval",
     "retrieve",
     "rice_k",
+    "right_at",
     "ridge_map",
     "robust_accuracy",
     "search",

@@ -3,6 +3,22 @@
 import torch
 from torch import Tensor
 
+from alignkit.evaluation.checks import one_space
+from alignkit.evaluation.retrieval import TIE, ranks
+
+
+def right_at(query: Tensor, gallery: Tensor, query_item: Tensor, gallery_item: Tensor,
+             k: int = 10) -> Tensor:
+    """Which queries find a row of their item among the k nearest, bool [n_query]; the mean
+    is ``hit@k``. Holds all scores; ties count against the model as in :func:`ranks`.
+
+    Args:
+        query, gallery: unit rows [n_query, d] and [n_gallery, d]; LongTensors of items.
+    """
+    query, gallery = one_space(query, gallery)
+    relevant = (query_item[:, None] == gallery_item).to(query.device)
+    return (ranks(query @ gallery.T, relevant, tie=TIE) <= k).cpu()
+
 
 def flips(before: Tensor, after: Tensor) -> dict[str, float]:
     """Shares of queries whose answer changes when one model takes the place of another.
