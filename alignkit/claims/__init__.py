@@ -25,8 +25,8 @@ __all__ = ["FEWEST", "SCALES", "SEEDS", "Arm", "Claim", "Condition", "Null", "Re
            "summary"]
 
 SCALES = ("tiny", "small", "gpu", "full")
-_SHARED = {"__init__", "claim", "command", "common", "publish", "registered", "results", "runner", 
-           "runs", "scoreboard", "train", "work"}
+_SHARED = {"__init__", "claim", "command", "common", "publish", "registered", "results",
+           "runner", "runs", "scoreboard", "small_models", "train", "work"}
 
 
 def slugs() -> list[str]:
