@@ -23,10 +23,15 @@ and 2000 and baselines alone: the probe on raw and random tokens at three layers
 the picture's probe for the word off the screen (.03), and `linear` with eight, four, three
 and two training voices: hit@1 of .95, .89, .85 and .77, its tokens' probe .90 to .97. Four
 voices leave the projector room above `linear`, and the probe 312 rows.
+
+Afterwards, by a reader: the probe's L-BFGS stops here and there a little before the minimum.
+With another minimiser (scipy's, the same at three tolerances) seed 100 names one sound of
+308 more for `projected` and `rebuilt`: figures are sure to half a hundredth, no more.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import torch
 from torch import Tensor
@@ -47,6 +52,7 @@ from alignkit.training import Budget
 FIRST = 100  # of the paired seeds; those below were free for looks while it was planned
 NEEDS = ("image", "speech")
 SHOWN, HIDDEN = list(NOUNS)[::2], list(NOUNS)[1::2]
+PROBED: dict[bytes, float] = {}  # accuracies by a hash of all that went in
 VOICES = (4, 6, 6)  # train, choose and fit probes, measure
 POINTS = {"margin": 0.05, "margin_why": "five sounds in a hundred; less would not be heard "
                                         "in captions that name half of the sources"}
@@ -54,8 +60,10 @@ POINTS = {"margin": 0.05, "margin_why": "five sounds in a hundred; less would no
 
 @dataclass(frozen=True)
 class Scale:
-    """Pictures a noun, encoders, hidden width, λ of `rebuilt`, budget."""
+    """Nouns shown (and as many words off the screen), pictures of each, encoders, hidden
+    width, λ of `rebuilt`, budget."""
 
+    nouns: int = len(SHOWN)
     each: int = 26
     image: str = "image:efficientnet-lite0"
     sound: str = "sound:whisper-tiny.en"
@@ -66,8 +74,8 @@ class Scale:
 
 
 SCALES = {
-    # Few rows and steps: the code path in seconds, no claim is read off it.
-    "tiny": Scale(each=4, hidden=32,
+    # Few words, rows and steps: the code path in seconds, no claim is read off it.
+    "tiny": Scale(nouns=4, each=16, hidden=32,
                   budget=replace(Scale.budget, steps=20, validate_every=10)),
     "small": Scale(),
     # One 16 GB GPU; bring clips of your own (`--pairs`), some thousand: geometry alone.
@@ -92,7 +100,7 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
         if scale in ("gpu", "full"):
             raise ValueError(f"scale {scale!r} needs pairs of your own (--pairs FOLDER): the "
                              "composed corpus is for 'tiny' and 'small'")
-        pairs = heard(s.each, nouns=SHOWN, off_screen=HIDDEN)
+        pairs = heard(s.each, nouns=SHOWN[:s.nouns], off_screen=HIDDEN[:s.nouns])
         pairs = add_features(pairs, "image_off", s.image)
     if (items := len(pairs.item.unique())) < FEWEST_ITEMS:
         raise ValueError(f"pairs has {items} different pictures, at least {FEWEST_ITEMS} "
@@ -107,12 +115,16 @@ def tokens(method: Method, rows: Pairs, name: str = "sound") -> Tensor:
 
 def named(method: Method, splits: Splits, label: str) -> float:
     """How many test sounds a linear probe of the tokens names rightly; it is fitted on the
-    validation rows, which trained nothing, and leaves out half of their voices at a time."""
+    validation rows, which trained nothing, and leaves out half of their voices at a time.
+    The same numbers are probed once, for several claims ask."""
     val, test = splits.val, splits.test
     voice = val.labels["voice"]
-    half = torch.isin(voice, voice.unique()[::2]).long()
-    return best_probe(tokens(method, val), val.labels[label], tokens(method, test),
-                      test.labels[label], half)["accuracy"]
+    rows = (tokens(method, val), val.labels[label], tokens(method, test), test.labels[label],
+            torch.isin(voice, voice.unique()[::2]).long())
+    key = sha256(b"".join(x.cpu().numpy().tobytes() for x in rows)).digest()
+    if key not in PROBED:
+        PROBED[key] = best_probe(*rows)["accuracy"]
+    return PROBED[key]
 
 
 def hits(method: Method, rows: Pairs) -> float:
