@@ -157,16 +157,16 @@ def loop_up(up: _Universal, xs: list, m: list) -> list:
 
 def loop_loss(method: OneEncoder, batch: dict, name: str) -> torch.Tensor:
     """½ [CE(rows of e^2.5 · a bᵀ) + CE(columns)] of a modality and the texts."""
-    def embedding(which, row):
+    def embeddings(which):
         own = method.docked[which] if which in method.docked else method.first
-        values, mask = batch[f"{which}_tokens"]
-        xs = [loop_align(own["align"][which], list(x)) for x in values[row][mask[row]]]
         m = loop_token(own["tokens"], which) if "tokens" in own else []
-        z = loop_up((own if "universal" in own else method.first)["universal"], xs, m)
-        return [one / dot(z, z).sqrt() for one in z]
+        for values, mask in zip(*batch[f"{which}_tokens"], strict=True):
+            xs = [loop_align(own["align"][which], list(x)) for x in values[mask]]
+            z = loop_up((own if "universal" in own else method.first)["universal"], xs, m)
+            yield [one / dot(z, z).sqrt() for one in z]
 
     n = len(batch["item"])
-    a, b = ([embedding(which, row) for row in range(n)] for which in (name, "text"))
+    a, b = (list(embeddings(which)) for which in (name, "text"))
     s = [[math.exp(2.5) * dot(a[i], b[j]) for j in range(n)] for i in range(n)]
     total = 0.0
     for i in range(n):
@@ -175,12 +175,11 @@ def loop_loss(method: OneEncoder, batch: dict, name: str) -> torch.Tensor:
     return total / n
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize(("name", "dock"), [("image", "frozen"), ("speech", "frozen"),
-                                            ("speech", "fresh")])
-def test_the_loss_equals_a_slow_loop_in_value_and_gradient(fusion, name, dock):
-    if dock == "fresh" and fusion != "addition":
-        pytest.skip("the projection is the same class")
+@pytest.mark.parametrize(("name", "dock", "fusion"), [
+    *(("image", "frozen", fusion) for fusion in FUSIONS),
+    ("speech", "frozen", "addition"), ("speech", "fresh", "addition")])
+def test_the_loss_equals_a_slow_loop_in_value_and_gradient(monkeypatch, name, dock, fusion):
+    monkeypatch.setattr("alignkit.methods.oneencoder.IN_FRONT", 2)  # 15 take a minute
     some = pairs(3, 2)
     method = made(some, fusion=fusion, dock=dock, width=4, ffn=3).eval()
     batch = some.batch()
