@@ -1,8 +1,6 @@
 """OneEncoder's claims: does a frozen universal projection take in a new modality with few
 pairs?
 
-Draft: registered, not run yet.
-
 Corpus: emoji, their drawings and names, and for 900 groups of them the name read aloud
 (espeak-ng). Tokens of frozen encoders, means of stretches: 7 strips of a picture
 (EfficientNet-lite0), at most 12 pieces of a name (MiniLM), 8 stretches of a sound (Whisper
