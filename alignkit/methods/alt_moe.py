@@ -8,8 +8,10 @@ Claim: a connector that serves several directions (image to text, text to image,
 more if each step trains one direction than if it trains the sum of all, because gradients
 of different directions pull the shared weights apart.
 
-Use it when: one step of all directions does not fit in memory, or some directions have
-more data than others.
+Use it when: one step of all directions does not fit in memory, or a pass must earn as much
+as it can in a short training. If it fits, train them together: on our corpus, whose
+directions do not conflict, turns found half as much in as many steps. For contrast alone
+leave the prediction loss out; for experts we saw no reason.
 
 Equations, for direction a → b, x [n, t, d_a] the standardised features of a, token by token:
     u   = GELU(W_a (x + e_ab));   u_q = u + e_q  for both tasks q: predict, contrast
