@@ -27,7 +27,6 @@ half of the steps. The registered pilot saw more: cosine +.035 for `joint`, +.01
 `joint-short`; `mlp-active`, `mlp-total` and `contrast-only`, the baselines that take turns,
 find 3.9 to 4.7 times as much as chance and not 5, for each direction has had 32 steps. So all
 five claims are published with a condition that is absent.
-
 """
 
 from dataclasses import dataclass, replace
