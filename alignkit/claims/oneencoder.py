@@ -30,6 +30,10 @@ because six arms had chosen an end of the grid: four rates differ by some .02, l
 seeds do, but for fresh@400 (.43 at 3e-2, .39 at 1e-2) and no-token (.30, .28), which might
 gain from a higher rate still. What was seen (frozen .30, fresh .29, linear .28, no-token .30;
 frozen@400 .41, fresh@400 .43, tuned@400 .52; direct .24) changed nothing in the design.
+
+After the first look, seeds 100 to 107: the headline is no gain, equivalent. The follow-up that
+the rule asks for is owed: a step 1 that has seen much more (styles of drawings, or COCO), for
+the presumed cause is a projection that a thousand drawings have taught little.
 """
 
 from collections.abc import Callable, Mapping
