@@ -18,8 +18,8 @@ from alignkit.course.notebook import TAGS
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "alignkit").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
-# Cells that may hold their own loop: by hand, an exercise, or "in your own plain loop".
-OWN = {"by-hand", "exercise", "solution", "own-loop"}
+# Cells that may hold their own loop: by hand, or an exercise.
+OWN = {"by-hand", "exercise", "solution"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 
 

@@ -8,20 +8,12 @@ import pytest
 
 from alignkit.course import guide
 from alignkit.course.notebook import ALONE, FOLDED, planned, read, student, tags_of
-from alignkit.course.old_template import check_template as check_old_template
 from alignkit.course.template import check_template
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(
     path for path in FOLDER.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
 )
-
-
-# Not rewritten on the new template yet: the old rules hold for these. Take a notebook off
-# this list with the change that rewrites it; old_template.py goes with the last one.
-OLD = {
-    "1-objectives/12-side-by-side.ipynb",
-}
 
 
 def _name(path: Path) -> str:
@@ -41,18 +33,14 @@ def test_there_are_notebooks():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=_name)
 def test_template(path):
     """Every problem at once, with its line in the script of `alignkit notebook`."""
-    if _name(path) in OLD:
-        problems = check_old_template(path)
-        assert check_template(path), f"{_name(path)} keeps the new rules: take it off OLD"
-    else:
-        problems = check_template(path)
+    problems = check_template(path)
     assert not problems, "\n".join([f"{_name(path)}:", *problems])
 
 
 MEASURING = "0-start/04-measuring"
 
 
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if _name(p) not in OLD], ids=_name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=_name)
 def test_words(path):
     """Terms of the glossary are taught here, or before, or linked; verdicts are read after
     the notebook that explains them."""
@@ -63,10 +51,6 @@ def test_words(path):
     needs = {card.name: card.needs for card in guide.cards()}
     assert name.startswith("0-") or MEASURING in guide._before(name, needs), (
         f"{name}: it shows verdicts, so **Prerequisites.** must lead to {MEASURING}")
-
-
-def test_the_list_of_old_notebooks_names_notebooks():
-    assert {_name(path) for path in NOTEBOOKS} >= OLD
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=_name)

@@ -31,7 +31,6 @@ TAGS = (
     "parameters",  # the one cell of literals that papermill may replace
     "setup",  # the one call of setup()
     "by-hand",  # the method built by hand, at most 15 lines
-    "own-loop",  # the package in a plain PyTorch loop of one's own (first template)
     "folded",  # code collapsed, outputs shown: pilots, full scale
     "exercise",  # a stub and the call of its check
     "solution",  # its solution, collapsed, right below

@@ -5,39 +5,7 @@ import torch
 from .exercises import Exercise, Mistake, random_size
 
 
-# Exercise 1: alignment from cosines ---------------------------------------------------
-def _squared_distance(cosines: torch.Tensor) -> torch.Tensor:
-    """[n] cosines of true pairs of unit rows -> mean |x - y|²."""
-    return (2 - 2 * cosines).mean()
-
-
-squared_distance = Exercise(
-    name="squared_distance",
-    task="mean squared distance of true pairs of unit rows, from their cosines [n]",
-    reference=_squared_distance,
-    cases=lambda generator: (
-        2 * torch.rand(random_size(generator, 3, 9), generator=generator) - 1,
-    ),
-    mistakes={
-        "once": Mistake(
-            lambda cosines: (1 - cosines).mean(),
-            "give 1 - cosine. |x - y|² = |x|² + |y|² - 2 x·y, and both lengths are 1: "
-            "there are two of them, and the product counts twice.",
-        ),
-        "root": Mistake(
-            lambda cosines: (2 - 2 * cosines).sqrt().mean(),
-            "take the root: that is the distance. Alignment is its square.",
-        ),
-        "sum": Mistake(
-            lambda cosines: (2 - 2 * cosines).sum(),
-            "take the sum over the pairs: the figure would grow with their number. "
-            "Take the mean.",
-        ),
-    },
-)
-
-
-# Exercise 2: which arms does no other beat? -------------------------------------------
+# Exercise 1, build: which arms does no other beat? ------------------------------------
 def _beats(hits, seconds, strict_in_one=True):
     """[n, n]: arm j (columns) is as good as arm i in both, and better in one."""
     as_good = (hits >= hits[:, None]) & (seconds <= seconds[:, None])
@@ -91,33 +59,107 @@ unbeaten = Exercise(
 )
 
 
-# Exercise 3: many verdicts, some wrong by chance --------------------------------------
-def _some_wrong(chance: torch.Tensor, n: int) -> torch.Tensor:
-    """[m] chances that one verdict is wrong, n verdicts -> that at least one is."""
-    return 1 - (1 - chance) ** n
+# Exercise 2, transfer: chosen on validation, reported on test -------------------------
+def _reported(validation: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
+    """[rates, tuning seeds], [rates, seeds] -> mean test score of the chosen rate."""
+    return test[validation.mean(1).argmax()].mean()
 
 
-some_wrong = Exercise(
-    name="some_wrong",
-    task="chance that at least one of n independent verdicts is wrong",
-    reference=_some_wrong,
-    cases=lambda generator: (
-        0.05 + 0.3 * torch.rand(4, generator=generator),
-        random_size(generator, 2, 12),
-    ),
+def _tried(generator):
+    """Rates that are nearly alike, so that luck decides what looks best."""
+    rates = random_size(generator, 4, 8)
+    level = 0.3 + 0.02 * torch.rand(rates, 1, generator=generator)
+    return tuple(level + 0.05 * torch.randn(rates, seeds, generator=generator)
+                 for seeds in (3, 8))
+
+
+reported = Exercise(
+    name="reported",
+    task="mean over test seeds of the one rate with the best mean over tuning seeds",
+    reference=_reported,
+    cases=_tried,
     mistakes={
-        "sum": Mistake(
-            lambda chance, n: chance * n,
-            "multiply the chance by n. That bounds the answer from above, and passes 1 "
-            "when n is large: several may be wrong at once.",
+        "on test": Mistake(
+            lambda validation, test: test.mean(1).max(),
+            "choose the rate on the test seeds, as the colleague does: the more rates you "
+            "try, the better you look. Choose by `validation`.",
         ),
-        "all": Mistake(
-            lambda chance, n: chance**n,
-            "give the chance that ALL are wrong.",
+        "validation's score": Mistake(
+            lambda validation, test: validation.mean(1).max(),
+            "report the score by which the rate was chosen. The best of several is partly "
+            "luck; report the same rate's mean on `test`.",
         ),
-        "none": Mistake(
-            lambda chance, n: (1 - chance) ** n,
-            "give the chance that NONE is wrong. At least one is the rest of it.",
+        "one seed": Mistake(
+            lambda validation, test: test[validation[:, 0].argmax()].mean(),
+            "choose by the first tuning seed alone. One seed is one draw: take the mean "
+            "over all of them.",
+        ),
+        "luckiest": Mistake(
+            lambda validation, test: test[validation.max(1).values.argmax()].mean(),
+            "choose the rate that had the best single run. Take the mean over the tuning "
+            "seeds first.",
+        ),
+        "best seed": Mistake(
+            lambda validation, test: test[validation.mean(1).argmax()].max(),
+            "report the best test seed. Report the mean over all of them.",
+        ),
+    },
+)
+
+
+# Exercise 3, judge: which lines stay when all are looked at together ------------------
+def _stays(p: torch.Tensor, level: float, bar=lambda level, left: level / left,
+           stop: bool = True) -> torch.Tensor:
+    """[n] -> bool [n], Holm's rule; left: n, n - 1, … 1."""
+    order = p.argsort()
+    good = p[order] <= bar(level, torch.arange(len(p), 0, -1))
+    if stop:
+        good = good.long().cumprod(0).bool()
+    return torch.zeros(len(p), dtype=torch.bool).scatter(0, order, good)
+
+
+def _lines(generator):
+    """p around the bars that the rule sets them, shuffled."""
+    n = random_size(generator, 6, 11)
+    near = 0.6 + 0.7 * torch.rand(n, generator=generator)
+    p = near * 0.05 / torch.arange(n, 0, -1)
+    return p[torch.randperm(n, generator=generator)], 0.05
+
+
+stays = Exercise(
+    name="stays",
+    task="bool [n], in the order given: is the line kept by Holm's rule?",
+    reference=_stays,
+    cases=_lines,
+    trials=24,
+    mistakes={
+        "one at a time": Mistake(
+            lambda p, level: p <= level,
+            "judge each line by itself. Of many lines one then passes by luck: the "
+            "smallest p must be below level / n.",
+        ),
+        "Bonferroni": Mistake(
+            lambda p, level: p <= level / len(p),
+            "ask level / n of every line. That is safe, but Holm's rule asks less of the "
+            "second: level / (n - 1), and so on.",
+        ),
+        "no stop": Mistake(
+            lambda p, level: _stays(p, level, stop=False),
+            "go on after a line that did not stay. All larger ones go with it.",
+        ),
+        "off by one": Mistake(
+            lambda p, level: _stays(p, level, lambda level, left: level / (left + 1)),
+            "count k from 1. The smallest p is the 0-th: level / n.",
+        ),
+        "growing": Mistake(
+            lambda p, level: _stays(p, level, lambda level, left: (
+                level * (len(left) + 1 - left) / len(left))),
+            "ask level · (k + 1) / n, which bounds the share of wrong lines among those "
+            "that stay (Benjamini and Hochberg). Holm's bound is level / (n - k).",
+        ),
+        "in order of p": Mistake(
+            lambda p, level: _stays(p.sort().values, level),
+            "answer in the order of p. Give each line its own answer, in the order given.",
         ),
     },
 )
