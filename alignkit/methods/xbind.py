@@ -21,8 +21,9 @@ x = 2 I − 1 seen at level t, x_t = a_t x + s_t ε:
     L_MS = 1 − cos(E_img(A(I)), e)                          (A: crop, turn, tones, noise)
     loss = L_HDS + similarity · L_MS in the first phase, L_HDS in the second
 Both are means over prompts (L_HDS the sum over a picture's pixels). Phases: 1. a soft
-field of density; 2. geometry alone: its surface, where the density passes one half of a
-full cell, made steep, on shaded pictures; 3. colour: left out.
+field of density; 2. geometry alone: its surface, where the density passes a twentieth of a
+full cell, made steep, on shaded pictures; 3. colour: left out. (Without priors L_MS stays
+in the second phase, which would have no loss.)
 
 Frozen: both priors (one network, told the camera or not) and all encoders; only the field
 is trained, one for each row.
@@ -32,7 +33,8 @@ length of e.
 Deviations: fields of 16³ cells without colour (the clouds have none), so phase 3 is left
 out; phase 2 is a steep field, no tetrahedra (DMTet); parallel rays, cameras at eye level;
 no regularisers of opacity; the background is black for encoders, priors and fields alike,
-so a field cannot win by its colour. Priors are small denoisers of alignkit (Stable
+so a field cannot win by its colour. A has no flips, for cameras tell left from right, and
+no hues, for there are none. Priors are small denoisers of alignkit (Stable
 unCLIP's and Zero-1-to-3's places), encoders are small heads in ImageBind's place.
 Reconstructed: no code was published, and the project page, the abstract and a review were
 read, not the paper: all weights, guidance, levels, steps and the place where the second
