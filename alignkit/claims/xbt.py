@@ -1,7 +1,5 @@
 """XBT's claims: do a new model's queries find more in an old model's gallery?
 
-Draft: nothing is published yet. Delete this line with the first published results.
-
 Corpus: 597 concepts (`data.concepts`), each drawn by four hands, with their names. Both models
 are linear heads that InfoNCE trains on frozen features; from then on only embeddings are seen.
 Old: the sixth stage of EfficientNet-lite0 and MiniLM's first layer, 64 wide, 200 pairs of one
