@@ -21,6 +21,7 @@ from alignkit.data.pairs import Pairs
 from alignkit.encoders import (
     bundles,
     e5,
+    fbank,
     frames,
     generic,
     image,
@@ -48,10 +49,10 @@ def load(name: str | nn.Module, *, seed: int = 0) -> Encoder:
 
     name: `image:efficientnet-lite0`, `image:mobilenetv2`, `text:minilm`,
     `text:e5-multilingual`, `sound:yamnet`, `sound:whisper-tiny.en` (weights from
-    packages, offline once fetched), `points:grid` (no weights), `timm:<model>`,
-    `torchaudio:<bundle>`, `hf:<id or folder>` (of CLIP `hf:<id>#image` or `#text`),
-    `frames:<image encoder>` for videos, `random:<any of these>` for the twin of random
-    weights drawn from `seed`, or an nn.Module that maps a batch (a stacked tensor, or a
+    packages, offline once fetched), `points:grid` and `fbank:32x30` (no weights; 32 log-mel
+    bands, a frame every 30 ms), `timm:<model>`, `torchaudio:<bundle>`, `hf:<id or folder>`
+    (of CLIP `hf:<id>#image` or `#text`), `frames:<image encoder>` for videos,
+    `random:<any of these>` for the twin of random weights drawn from `seed`, or an nn.Module that maps a batch (a stacked tensor, or a
     list of texts or pictures) to [b, d].
 
     Raises ValueError for a name that is none of these.
@@ -74,11 +75,14 @@ def load(name: str | nn.Module, *, seed: int = 0) -> Encoder:
         return bundles.torchaudio_bundle(what, twin)
     if kind == "hf" and what:
         return generic.hugging_face(what, twin)
+    if kind == "fbank" and twin is None:
+        return fbank.fbank(what)
     if kind == "frames" and what:
         inner = what if twin is None else f"random:{what}"
         return frames.frame_by_frame(load(inner, seed=seed))
     raise ValueError(
-        f"name: {name!r} is no encoder; use {', '.join(OFFLINE)}, timm:<model>, "
+        f"name: {name!r} is no encoder; use {', '.join(OFFLINE)}, "
+        "fbank:<bands>x<milliseconds>, timm:<model>, "
         "torchaudio:<bundle>, hf:<id or folder>, frames:<image encoder>, random:<one of "
         "these>, or pass an nn.Module"
     )
