@@ -29,12 +29,17 @@ Deviations: AdamW in place of LARS (cvap/module/lars.py, which weights skip, and
 scaled, is not built); exp(w) is clamped at 100 (officially not, `scale_max` null); rows
 whose targets are equal are right answers to each other (officially the diagonal alone);
 mean and deviation of the spectrogram come from the training rows (officially two numbers of
-AudioSet); here a sound has one picture (officially one of up to four frames is drawn each
-step). At small scale the towers are the two of `parts.two_towers`, with 32 bands and 64
-frames; its stem ends in overlapping places as the paper's patches do.
-Reconstructed: nothing of the loss and the tower, which were read in the official code
-(cvap/module/encoder/audio_head.py, cvap/module/decoder/loss_head.py); steps, batch and rate
-at small scale are ours.
+AudioSet); long sounds are cut as frames (officially as waveforms, cvap/data/audio/transform.py:
+126-141, with this rule); time runs to the right (officially downwards); the kernel is averaged
+once, at the start (officially in each step, cvap/module/val.py:236-247, which trains the
+kernel's mean alike); a sound has one picture (officially one of up to four frames is drawn each
+step), and curated captions are drawn once a row (officially each step). At small scale the
+towers are those of `parts.two_towers`, with 32 bands and 64 frames: a stem of four convolutions
+with norms between, of which the first is averaged and the last has the finer stride.
+Reconstructed: nothing of the loss and the tower; at the commit 93b06ff the loss
+(cvap/module/decoder/loss_head.py:265-284), the places (cvap/module/val.py:524-555) and the cut
+were run beside ours on the same numbers and agree. Steps, batch and rate at small scale are
+ours.
 """
 
 from collections.abc import Mapping
@@ -96,18 +101,20 @@ def audio_loss(a: Tensor, targets: Tensor, scale: Tensor | float) -> Tensor:
 
 
 def window(frames: Tensor, length: int, generator: torch.Generator | None) -> Tensor:
-    """`length` of the frames [t, bands]: drawn with the generator, or the middle ones
-    (None). Where a draw is nearly silent (its deviation below half of the whole sound's),
-    the first ones, or the last if those are silent, too."""
+    """`length` of the frames [t, bands]: drawn with the generator, or the middle ones (None).
+
+    Where they are nearly silent (a deviation below half of the whole sound's) the first
+    ones, or the last where the first are more silent still.
+    """
     spare = len(frames) - length
     if spare <= 0:
         return frames
-    at = spare // 2 if generator is None else int(
-        torch.randint(spare + 1, (), generator=generator))
-    heard = frames.std() / 2
-    if generator is not None and frames[at:at + length].std() < heard:
-        at = 0 if frames[:length].std() >= heard else spare
-    return frames[at:at + length]
+    at = round(spare / 2) if generator is None else int(
+        torch.randint(spare, (), generator=generator))
+    part, first = frames[at:at + length], frames[:length]
+    if part.std() >= frames.std() / 2:
+        return part
+    return frames[-length:] if part.std() > first.std() else first
 
 
 def hidden(x: Tensor, most: int, axis: int, generator: torch.Generator) -> Tensor:
