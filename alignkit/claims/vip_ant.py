@@ -27,8 +27,6 @@ shape, two captions that differ in it have cosines of up to .99, so either is ri
 at .06 after 400 steps; with the second phrase at a fixed moment it came to .89 in 600, with
 32 nouns to .86 in 240, and .97 from drawn weights. In 240 steps of this batch and rate it came
 to .92 and .77 (two seeds), `gold@64` with batches of 48 to .22.
-
-Draft: nothing is published yet. Delete this line with the first published results.
 """
 
 from collections.abc import Mapping
