@@ -38,6 +38,7 @@ the presumed cause is a projection that a thousand drawings have taught little.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -192,9 +193,13 @@ def _arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
     settings = OneEncoderSettings(width=s.width, ffn=s.ffn)
     docks = {"docks": {"speech": "speech_tokens"}, "aligned": True}
 
+    @lru_cache(maxsize=3)  # tokens are large: arms share the splits of a seed
+    def splits_of(seed: int, n: int, anchor: str) -> Splits:
+        return split(rows, seed, n, s.many, anchor)
+
     def arm(n: int = s.few, start: str | None = "step-1", **changes) -> Arm:
         own = replace(settings, **({} if start is None else docks) | changes)
-        return Arm(lambda seed: split(rows, seed, n, s.many, own.anchor),
+        return Arm(lambda seed: splits_of(seed, n, own.anchor),
                    lambda parts: OneEncoder(own, parts.train), start)
 
     return {
