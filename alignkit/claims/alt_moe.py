@@ -14,8 +14,8 @@ the same five rates to choose from, as many validations, and the weights that we
 The paper's condition is that directions pull the shared weights (experts, gate, task
 embeddings, norms) apart: the mean cosine of their gradients is below 0. It is measured on the
 joint arm, on 128 training rows, as a mean over eight points of the run (not at its end:
-where the joint loss is stationary the gradients cancel, and their mean cosine is below 0 by
-arithmetic alone).
+where the joint loss is stationary the gradients cancel, and their cosines, as a rule below 0
+then, say nothing of a conflict).
 
 Looked at before, on `joint` alone and the tuning seeds: widths 64, 32 and 16 at rates 0.01
 and 0.03, 240 steps. Mean cosine over the run +.03 at each width (single runs −.01 to +.08, a
