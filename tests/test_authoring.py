@@ -307,3 +307,22 @@ def test_the_verdicts_are_a_table_and_a_figure(made, capsys, monkeypatch):
     made.published = {}
     made.verdicts()
     assert "nothing is published yet" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line, said", [
+    ("print(7 // len(seeds) if scale == 'small' else 1 / 0)", "ZeroDivisionError"),
+    ("assert scale == 'tiny' and 1 <= seeds[0] <= 365", None),
+])
+def test_a_cell_that_fails_at_tiny_is_told(tmp_path, line, said):
+    cells = [v4.new_code_cell("seeds = [0]\nscale = 'small'", metadata={"tags": ["parameters"]}),
+             v4.new_code_cell(line)]
+    path = tmp_path / "01-slug.ipynb"
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    _write(v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    problems = authoring._at_tiny(path, tmp_path)
+    if said is None:
+        assert problems == []
+    else:
+        (problem,) = problems
+        assert said in problem and "at tiny, with seed" in problem and "1 / 0" in problem

@@ -9,6 +9,7 @@ from: where only texts were edited since, they are taken in and the outputs stay
 
 import hashlib
 import re
+import secrets
 import tempfile
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from nbformat import NotebookNode
 from alignkit.claims import code_hash, stored
 
 from .card import slug_of, with_here
-from .notebook import _save, _write, blocks, build, execute, percent, read, script
+from .notebook import (
+    _save, _write, blocks, build, execute, parameter_names, percent, read, script,
+)  # fmt: skip
 from .template import check_template
 from .tour import NOTEBOOKS
 
@@ -25,7 +28,8 @@ from .tour import NOTEBOOKS
 def notebook(slug: str, keep: str | None = None, folder: Path = NOTEBOOKS, *,
              run: bool = False) -> list[str]:
     """Build and execute a paper's notebook; the rules of the template that it breaks,
-    printed too. Where nothing but texts has changed, its outputs are kept.
+    printed too, and whether it fails at `tiny` with a seed that nobody chose, as CI asks
+    on its day. Where nothing but texts has changed, its outputs are kept.
 
     Args:
         keep: "script" or "notebook": whose cells stay if both were edited.
@@ -41,6 +45,7 @@ def notebook(slug: str, keep: str | None = None, folder: Path = NOTEBOOKS, *,
     text = source.read_text("utf-8")
     if (new := with_here(text, slug)) != text:
         _save(new, source)
+    fails = []
     with tempfile.TemporaryDirectory() as made:
         built = build(source, Path(made) / path.name)
         code = _code(read(built), slug)
@@ -50,9 +55,10 @@ def notebook(slug: str, keep: str | None = None, folder: Path = NOTEBOOKS, *,
             print(f"{said}; running it …", flush=True)
             ran = Path(made) / f"ran-{path.name}"
             done = read(_executed(built, ran, source, path.parent))
+            fails = _at_tiny(built, path.parent)
         done.metadata["alignkit"] = {"cells": _hash(_cells(done)), "code": code}
         _write(done, path)
-    problems = check_template(path)
+    problems = check_template(path) + fails
     print(f"written to {path}; its script: {source}", *problems, sep="\n")
     return problems
 
@@ -136,6 +142,23 @@ def _code(notebook: NotebookNode, slug: str) -> str:
              exercises.read_text("utf-8") if exercises.is_file() else "",
              *(repr({**vars(result), "code": ""}) for result in stored(slug))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _at_tiny(built: Path, cwd: Path) -> list[str]:
+    """What is wrong at tiny: no cell may count on the scale or on a lucky seed."""
+    from papermill.exceptions import PapermillExecutionError
+
+    if not {"seeds", "scale"} <= set(parameter_names(read(built))):
+        return []
+    seed = 1 + secrets.randbelow(365)
+    print(f"and at tiny, with seed {seed} …", flush=True)
+    try:
+        execute(built, built.with_name("tiny.ipynb"), {"seeds": [seed], "scale": "tiny"},
+                cwd=cwd)
+    except PapermillExecutionError as error:
+        said = f"{error.ename}: {error.evalue}".strip()
+        return [f"at tiny, with seed {seed}, a cell stops with {said}: {error.source}"]
+    return []
 
 
 def _with_kept_outputs(built: NotebookNode, path: Path, code: str) -> NotebookNode | None:
