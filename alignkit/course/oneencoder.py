@@ -45,6 +45,11 @@ attended = Exercise(
             lambda x, mask, m: x + _context((x @ m / x.shape[-1] ** 0.5).softmax(1), x),
             "let padding take part: its scores must be minus infinity before the softmax.",
         ),
+        "mask turned round": Mistake(
+            lambda x, mask, m: x + _context(
+                (x @ m / x.shape[-1] ** 0.5).masked_fill(mask, -torch.inf).softmax(1), x),
+            "take the real tokens out and keep padding: the mask is True where a token is real.",
+        ),
         "zeroed afterwards": Mistake(
             _zeroed,
             "set the weights of padding to 0 after the softmax. The others then sum to less "
@@ -55,6 +60,29 @@ attended = Exercise(
                 (x @ m / x.shape[-1] ** 0.5).masked_fill(~mask, -1e9).softmax(0) * mask, x),
             "take the softmax over the rows of the batch. Each row attends over its own "
             "tokens, dimension 1.",
+        ),
+        "not summed": Mistake(
+            lambda x, mask, m: x + _weights(x, mask, m)[:, :, None] * x,
+            "add to each token its own share. What is added is the sum over the row, the same "
+            "for all its tokens.",
+        ),
+        "summed and divided": Mistake(
+            lambda x, mask, m: x + _context(_weights(x, mask, m), x) / x.shape[1],
+            "take a mean of the weighed tokens. The weights sum to 1 already: take the sum.",
+        ),
+        "padding left out": Mistake(
+            lambda x, mask, m: x + _context(_weights(x, mask, m), x) * mask[:, :, None],
+            "add nothing at padding. The same mean is added at every place; the mask says "
+            "only what is looked at.",
+        ),
+        "padding at nought": Mistake(
+            lambda x, mask, m: _attended(x, mask, m) * mask[:, :, None],
+            "give 0 at padding. Here x plus the row's mean is asked for there, too.",
+        ),
+        "by d": Mistake(
+            lambda x, mask, m: x + _context(
+                (x @ m / x.shape[-1]).masked_fill(~mask, -torch.inf).softmax(1), x),
+            "divide by d and not by its root.",
         ),
         "not scaled": Mistake(
             lambda x, mask, m: x + _context(
@@ -114,6 +142,22 @@ allowed = Exercise(
             lambda group, dock, test: _free(group, dock) & ~test,
             "keep things that are measured: one of their rows is trained on.",
         ),
+        "things that dock forgotten": Mistake(
+            lambda group, dock, test: _free(group, test),
+            "look at what is measured alone. Things that dock must not be seen either.",
+        ),
+        "things measured forgotten": Mistake(
+            lambda group, dock, test: _free(group, dock),
+            "look at what docks alone. Things that are measured must not be seen either.",
+        ),
+        "places for things": Mistake(
+            lambda group, dock, test: ~torch.isin(group, (dock | test).nonzero()[:, 0]),
+            "compare things with places in the table. `group[dock | test]` are the things.",
+        ),
+        "both at once": Mistake(
+            lambda group, dock, test: ~torch.isin(group, group[dock & test]),
+            "take out only rows that dock and are measured. One of the two is enough.",
+        ),
         "turned round": Mistake(
             lambda group, dock, test: ~_free(group, dock, test),
             "mark the rows that must not be used.",
@@ -140,7 +184,7 @@ def _runs(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, int]:
     change = torch.rand(n, generator=generator)
     change = torch.where(change < 0.5, 0.0, change * 1e-2)
     found = 0.9 * torch.rand(n, generator=generator)
-    change[:6] = torch.tensor([0.0, 1e-7, 0.0, 0.0, 1e-3, 0.0])
+    change[:6] = torch.tensor([0.0, 1e-9, 0.0, 0.0, 1e-3, 0.0])
     found[:6] = torch.tensor([9, 45, 15, 45, 5, 20.0]) / gallery
     return change, found, gallery
 
@@ -159,7 +203,7 @@ broken = Exercise(
         "nearly frozen": Mistake(
             lambda change, found, gallery: _verdicts(change, found, gallery, 1e-6),
             "allow a small change. What is frozen does not change by a bit: a change of a "
-            "ten-millionth says that something was trained, or had dropout.",
+            "billionth says that something was trained, or had dropout.",
         ),
         "nothing docked first": Mistake(
             _swapped,
@@ -169,6 +213,15 @@ broken = Exercise(
         "chance of hit@1": Mistake(
             lambda change, found, gallery: _verdicts(change, found, gallery, least=2.0),
             "take 1 / gallery for chance. Ten of the rows count at hit@10.",
+        ),
+        "below": Mistake(
+            lambda change, found, gallery: torch.where(change > 0, 2.0, torch.where(
+                found < 20.0 / gallery, 1.0, 0.0)),
+            "let a run pass that finds exactly twice what chance finds. *At most* is asked.",
+        ),
+        "added up": Mistake(
+            lambda change, found, gallery: 2.0 * (change > 0) + (found <= 20.0 / gallery),
+            "give 3 where both are wrong. A run that is not frozen gets 2, whatever it finds.",
         ),
         "not twice": Mistake(
             lambda change, found, gallery: _verdicts(change, found, gallery, least=10.0),
