@@ -7,6 +7,7 @@ there. The traits that a method declares are the only exceptions.
 import inspect
 import pkgutil
 import re
+import warnings
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -252,6 +253,17 @@ def test_scores_are_of_every_query_with_every_row_of_the_gallery(case):
     assert torch.allclose(asked, scores[few][:, order], rtol=0, atol=1e-9)
 
 
+def kind_and_settings(arm, splits) -> tuple:
+    """(class, settings) of an arm's method; on the meta device, where nothing is drawn,
+    unless the arm chooses from the data: that needs numbers."""
+    try:
+        with warnings.catch_warnings(action="ignore"), torch.device("meta"):
+            made = arm.build(splits)  # shipped weights that it loads warn
+    except (RuntimeError, TypeError):
+        made = arm.build(splits)
+    return type(made), made.settings
+
+
 @every_arm
 def test_it_is_built_on_the_meta_device_at_full_width(case):
     full = replace(case, arm=case.arm, scale="full")
@@ -260,12 +272,13 @@ def test_it_is_built_on_the_meta_device_at_full_width(case):
     kinds = {arm.split("@")[0]: a for c in claims for arm, a in c.arms.items()}
     arm = kinds[case.arm.split("@")[0]]
     splits = arm.data(TUNING_SEEDS[0])
-    here = arm.build(splits)  # some choose from the data: that needs numbers
+    kind, settings = kind_and_settings(arm, splits)
     with torch.device("meta"):
-        there = type(here)(here.settings, splits.train)
+        there = kind(settings, splits.train)
     assert all(v.is_meta for v in there.state_dict().values())
     weights, gradients, trainable = memory_of(there)
-    assert (weights, gradients, trainable) == memory_of(here)
+    if case in FIRST:  # once a paper: some have 140 million weights
+        assert (weights, gradients, trainable) == memory_of(arm.build(splits))
     if "untrained" not in there.traits:
         assert trainable >= 2 * 1024 * 128 and gradients == 12 * trainable
 
