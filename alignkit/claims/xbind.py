@@ -31,8 +31,6 @@ the mean gradient of the two priors in a field was 49 times that of this loss at
 of `planar`, 25 after a third of its steps, 11 at its end. When the design stood, the
 notebook's cells were tried at `tiny` (20 steps) and printed, of seed 100, `hybrid` .14 and
 `similar` .37: a look that was not meant, after which nothing was changed.
-
-Draft: nothing is published yet. Delete this line with the first published results.
 """
 
 from collections.abc import Callable, Mapping
