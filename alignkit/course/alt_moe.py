@@ -55,6 +55,19 @@ uneven = Exercise(
             lambda weights: _uneven(weights).sqrt(),
             "give the coefficient of variation. Its square is asked for.",
         ),
+        "not divided": Mistake(
+            lambda weights: weights.sum(0).var(correction=0),
+            "give the variance alone. Divide it by the square of the mean.",
+        ),
+        "shares": Mistake(
+            lambda weights: (weights.sum(0) / weights.sum()).var(correction=0),
+            "give the variance of the experts' shares. Their mean is 1/e and not 1: divide "
+            "by its square.",
+        ),
+        "not averaged": Mistake(
+            lambda weights: _uneven(weights) * weights.shape[1],
+            "add up the squared distances. Average them: divide by the number of experts.",
+        ),
     },
 )
 
@@ -111,6 +124,18 @@ mended = Exercise(
             lambda gates, outputs, k: (_mix(-gates, outputs, gates.softmax(1), k)),
             "keep the experts with the smallest weights.",
         ),
+        "softmax twice": Mistake(
+            lambda gates, outputs, k: _mix(
+                gates, outputs, torch.zeros_like(gates).scatter(
+                    1, (kept := gates.softmax(1).topk(k, dim=1)).indices,
+                    kept.values.softmax(1)), k),
+            "take a second softmax, of the kept weights: it makes them sum to one again, and "
+            "nearly equal. Keep them as they are.",
+        ),
+        "averaged": Mistake(
+            lambda gates, outputs, k: _mended(gates, outputs, k) / k,
+            "average the k weighted outputs. Their sum is asked for.",
+        ),
         "equal weights": Mistake(
             lambda gates, outputs, k: _mix(gates, outputs,
                                            torch.full_like(gates, 1 / k), k),
@@ -143,13 +168,16 @@ def _judged(g: torch.Tensor) -> torch.Tensor:
 
 
 def _points_of_a_run(generator: torch.Generator) -> tuple[torch.Tensor]:
-    """Points that agree, points where one direction pulls against the others, points whose
-    sum is nearly zero, and points where two long gradients are opposed and the rest agree."""
+    """Points that agree, all or all but a weak one, points where one direction pulls against
+    the others, points whose sum is nearly zero, and points where two long gradients are
+    opposed and the rest agree."""
     t, k, d = random_size(generator, 12, 16), random_size(generator, 5, 6), 8
     g = random_rows(generator, t * k, d).view(t, k, d)
     g = g * (0.3 + 3 * torch.rand(t, k, 1, generator=generator))
     common, kind = 4 * random_rows(generator, t, d)[:, None], torch.arange(t) % 4
     g[kind == 0] += common[kind == 0]
+    alone = torch.arange(t) % 8 == 0
+    g[alone, 0] -= 1.2 * common[alone, 0]
     g[kind == 1, 0] -= 1.5 * g[kind == 1, 1:].sum(1)
     left = torch.where(torch.arange(t) % 8 == 2, 0.07, 0.001)[kind == 2, None, None]
     g[kind == 2] -= (1 - left) * g[kind == 2].mean(1, keepdim=True)
@@ -159,9 +187,13 @@ def _points_of_a_run(generator: torch.Generator) -> tuple[torch.Tensor]:
     return (g[torch.randperm(t, generator=generator)],)
 
 
-def _with_itself(g):
+def _cosines(g):
     rows = torch.nn.functional.normalize(g, dim=2)
-    return _judge(g, (rows @ rows.mT).mean((1, 2)), _stationary(g))
+    return rows @ rows.mT
+
+
+def _with_itself(g):
+    return _judge(g, _cosines(g).mean((1, 2)), _stationary(g))
 
 
 judged = Exercise(
@@ -173,7 +205,23 @@ judged = Exercise(
         "every point counts": Mistake(
             lambda g: (_mean_cosine(g) < 0).float(),
             "call every negative mean a conflict. Where the joint loss is nearly "
-            "stationary the gradients cancel, and it is negative by arithmetic.",
+            "stationary the gradients cancel, and its sign says nothing.",
+        ),
+        "conflict first": Mistake(
+            lambda g: torch.where(_mean_cosine(g) < 0, 1.0, -_stationary(g).float()),
+            "look for a conflict first and for a short mean only where there is none. "
+            "−1 comes first: at such a point the cosine says nothing.",
+        ),
+        "one pair": Mistake(
+            lambda g: torch.where(_stationary(g), -1.0,
+                                  (_cosines(g) < 0).any(2).any(1).float()),
+            "call it a conflict where any two gradients disagree. The mean over all pairs "
+            "decides.",
+        ),
+        "lengths added": Mistake(
+            lambda g: _judge(g, _mean_cosine(g), g.mean(1).norm(dim=1)
+                             < 0.1 * g.norm(dim=2).sum(1)),
+            "add up the gradients' lengths. The mean's length is compared with their mean.",
         ),
         "the sum": Mistake(
             lambda g: _judge(g, _mean_cosine(g), g.sum(1).norm(dim=1)
