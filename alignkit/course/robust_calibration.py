@@ -49,6 +49,20 @@ stepped = Exercise(
             "step along the gradient itself. Where it is small nothing moves: each number "
             "moves by `size`, in the direction of its sign.",
         ),
+        "from x": Mistake(
+            lambda now, x, g, eps, size: _stepped(x, x, g, eps, size),
+            "step from x again. A path goes on from the present point; x is only the middle "
+            "of the ball.",
+        ),
+        "eps as the step": Mistake(
+            lambda now, x, g, eps, size: _stepped(now, x, g, eps, eps),
+            "step by eps. A step moves each number by `size`; eps says how far from x it may "
+            "end.",
+        ),
+        "the change alone": Mistake(
+            lambda now, x, g, eps, size: (now + size * g.sign() - x).clamp(-eps, eps),
+            "give the change alone. Add x again, and keep between 0 and 1.",
+        ),
     },
 )
 
@@ -94,6 +108,21 @@ robust = Exercise(
         "the share that falls": Mistake(
             lambda s: 1 - _robust(s),
             "give the share that falls. Robust accuracy is the share that stands.",
+        ),
+        "the colleague's": Mistake(
+            lambda s: (s <= 0).float().mean(),
+            "give the colleague's answer. Mend two things: each input must stand *all* its "
+            "starts, and a shortfall of 0 is wrong.",
+        ),
+        "the best start": Mistake(
+            lambda s: (s < 0).float().mean(1).min(),
+            "take the start that fells most inputs. Another start may fell others: ask of "
+            "each input whether it stands all of them.",
+        ),
+        "mean shortfall": Mistake(
+            lambda s: (s.mean(0) < 0).float().mean(),
+            "average the shortfalls over the starts. One start of 0 or more is enough: take "
+            "the worst, not the mean.",
         ),
     },
 )
@@ -157,6 +186,32 @@ believed = Exercise(
             lambda t, slack: (1 + _left(*t.T[:3])) * (t[:, 3] >= t[:, 1] - slack).float(),
             "compare Square with the attack on the encoder alone. Compare it with the "
             "adaptive one: both of these attack the same model.",
+        ),
+        "a difference either way": Mistake(
+            lambda t, slack: (1 + _left(*t.T[:3]))
+            * ((t[:, 3] - t[:, 2]).abs() <= slack).float(),
+            "take any difference between Square and the adaptive attack for masking. Only a "
+            "*stronger* Square tells; a weaker one is what one expects.",
+        ),
+        "slack added": Mistake(
+            lambda t, slack: _believed(t, -slack),
+            "add the slack. Square's accuracy must lie below the adaptive one by *more* than "
+            "slack.",
+        ),
+        "1 and 2 swapped": Mistake(
+            lambda t, slack: (2 - _left(*t.T[:3])) * (t[:, 3] >= t[:, 2] - slack).float(),
+            "swap 1 and 2. 2 is where at least half of the gain is left.",
+        ),
+        "the gain of one side": Mistake(
+            lambda t, slack: (1 + (t[:, 2] - t[:, 0] >= t[:, 1] / 2).float())
+            * (t[:, 3] >= t[:, 2] - slack).float(),
+            "subtract the undefended accuracy on one side only. Both the gain that was and "
+            "the gain that is left are counted from there.",
+        ),
+        "masking asked last": Mistake(
+            lambda t, slack: torch.where(_left(*t.T[:3]) > 0, 2.0, _believed(t, slack)),
+            "ask about masking last. Of masked gradients no number is trusted, a large gain "
+            "neither: 0 comes first.",
         ),
     },
 )
