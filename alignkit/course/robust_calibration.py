@@ -78,6 +78,7 @@ def _restart_cases(generator):
     shortfalls = torch.randn(r, n, generator=generator) - 1.2
     shortfalls[:, 0] = -1.0  # stands all
     shortfalls[:, 1], shortfalls[0, 1] = -1.0, 0.0  # a tie with one start
+    shortfalls[:, 2], shortfalls[0, 2] = -0.1, 3.0  # one start fells it, even on average
     return (shortfalls,)
 
 
