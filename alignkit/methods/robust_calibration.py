@@ -33,7 +33,8 @@ small shipped towers instead of ImageBind, LanguageBind and UniBind; attacked ro
 once, against the encoder alone, before training; λ is chosen on validation rows, s is the
 towers' own. m in place of a cross entropy: its gradient does not vanish where the model is
 sure (a cross entropy at s = 100 fooled as many in a look at the untrained towers). L_2 and
-L_NCE use no labels, but the attack that makes their rows does.
+L_NCE use no labels, but the attack that makes their rows does, and so does the accuracy on
+validation rows by which the claims choose λ and the step that is kept.
 Reconstructed: nearly all. No code was found and only the abstracts, the introduction and two
 summaries were read: the frozen parts, a head a modality, the three names, L∞ attacks at 2/255
 and 4/255 and training on attacked rows alone are the paper's; formulas, the head's form, the
