@@ -10,9 +10,11 @@ and CLDR keywords of all emoji, less the names of validation and test concepts. 
 Arms: `old` asks with the old model's own queries; `xbt` through φ, learned from texts with
 noise, `noiseless` without; `procrustes`, `ridge` by a map in closed form on the same texts;
 `arc` stops on the way from the old query to that of Procrustes. `pairs@100` goes on with 100
-pairs, `scratch@100` has the pairs alone, and as many steps in all. All arms choose on the
-validation concepts, both directions together, from one list of points; each holds a σ, a
-ridge and a share of the arc, of which an arm takes what it has.
+pairs, `scratch@100` has the pairs alone, and as many steps in all; its targets are the old
+model's own. The 100 are among the 200 of the old model (`few_pairs` draws nested), and the
+new one has them too: fresh pairs are not tried. All arms choose on the validation concepts,
+both directions together, from one list of points (σ, a ridge, a share of the arc: an arm takes
+what it has); a trained arm also its best step, by its own seed's: φ stops by pairs.
 
 Looked at before: in planning, method arms too, on one hand's drawings with other models
 (hit@10 of pictures .188 → .237 with σ 1, .206 without noise, Procrustes .227, ridge .215;
@@ -20,8 +22,8 @@ of texts .183 → .189), on seeds that none of here shares. For this design, bas
 tuning seeds: old .16 (pictures) and .21 (texts), new on a new gallery .31 and .35, the new
 model's gap .44; with temperature .07 in place of .02 the gap is .10. Maps less the texts'
 means beat maps as they are (Procrustes .21 and .20 against .13 and .17), so they are so here.
-With this design committed and before its run, the notebook was tried at the tiny scale, where
-seed 100 splits 100 concepts and φ takes 20 steps: method arms were seen there.
+With this design committed and before its run, the notebook was tried at tiny (seed 100: 100
+concepts, 20 steps): method arms were seen there.
 """
 
 from collections.abc import Callable, Mapping

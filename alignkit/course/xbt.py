@@ -1,6 +1,8 @@
 """Exercises of the notebook on backward compatibility: an orthogonal map for new queries,
 answers that an upgrade breaks, and whether to switch."""
 
+from collections.abc import Callable
+
 import torch
 from torch.nn.functional import normalize
 
@@ -23,6 +25,26 @@ def _query(q: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def _transposed(q: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     a, b = x.mean(0), y.mean(0)
     return normalize((q - a) @ _turn(x - a, y - b).T + b, dim=1)
+
+
+def _not_transposed(q: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    a, b = x.mean(0), y.mean(0)
+    u, _, vt = torch.linalg.svd((x - a).T @ (y - b))
+    return normalize((q - a) @ u @ vt.T + b, dim=1)
+
+
+def _from(start: str) -> Callable:
+    """The map, used on queries less their own mean, or on queries as they are."""
+    def query(q: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        a, b = x.mean(0), y.mean(0)
+        left = q - q.mean(0) if start == "own mean" else q
+        return normalize(left @ _turn(x - a, y - b) + b, dim=1)
+    return query
+
+
+def _longer(q: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    a, b = x.mean(0), y.mean(0)
+    return (q - a) @ _turn(x - a, y - b) + b
 
 
 def _least_squares(q: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -58,8 +80,26 @@ queried = Exercise(
         ),
         "transposed": Mistake(
             _transposed,
-            "turn the wrong way round: with rows on the left, R = U Vᵀ of x's rows times "
-            "y's, and torch.linalg.svd gives Vᵀ, not V.",
+            "turn the wrong way round: with rows on the left, R = U Vᵀ, where U S Vᵀ is "
+            "xᵀ y, and not yᵀ x.",
+        ),
+        "V for Vᵀ": Mistake(
+            _not_transposed,
+            "transpose V once too often: torch.linalg.svd gives Vᵀ already (torch.svd "
+            "gives V).",
+        ),
+        "the queries' own mean": Mistake(
+            _from("own mean"),
+            "subtract the queries' own mean. They may be one or many, of another kind: the "
+            "map was fitted about the mean of x, so subtract that.",
+        ),
+        "queries not moved": Mistake(
+            _from("as they are"),
+            "fit on centred rows and then turn q as it is: subtract the mean of x from q too.",
+        ),
+        "not of length one": Mistake(
+            _longer,
+            "leave the rows at any length: divide each by its own.",
         ),
         "least squares": Mistake(
             _least_squares,
@@ -128,6 +168,10 @@ changed = Exercise(
             lambda before, after, k: _changed(after, before, k),
             "swap the two: mended is wrong before and right after, and stands first.",
         ),
+        "counts": Mistake(
+            lambda before, after, k: len(before) * _changed(before, after, k),
+            "count the queries. Shares are wanted: divide by all of them.",
+        ),
         "of those that could": Mistake(
             _of_those,
             "divide by the queries that were wrong (or right) before. Both are shares of "
@@ -189,6 +233,16 @@ judged = Exercise(
             lambda ends, margin: _judge(ends[:, :, 0] > margin, ends[:, :, 0] < -torch.inf),
             "switch in one direction without a look at the other. Wait where its interval "
             "reaches below −margin: the loss may be a real one.",
+        ),
+        "harm must be sure": Mistake(
+            lambda ends, margin: _judge(ends[:, :, 0] > margin, ends[:, :, 1] < -margin),
+            "wait only where the whole interval lies below −margin. It is enough that its "
+            "low end does: then a loss worth minding is not ruled out.",
+        ),
+        "any loss": Mistake(
+            lambda ends, margin: _judge(ends[:, :, 0] > margin, ends[:, :, 0] < 0),
+            "wait for every interval that reaches below zero. A loss smaller than the "
+            "margin is not worth minding: ask whether it reaches below −margin.",
         ),
     },
 )

@@ -38,6 +38,10 @@ the new model's layers. The linear maps are less the texts' means, which here is
 than the rows as they are. Spaces of unequal width: the narrower one is filled with zeros.
 Reconstructed: the shape of φ, both losses and τ (0.07), where the noise stands and how large
 it is, the targets and the rank of stage 2.
+Checked by a second reader: both stages against plain loops (values, gradients by differences)
+and the closed forms by their defining properties; the headline on eight other seeds (from
+5000 on): holds, +0.078 [+0.068, +0.089]; there, with the last step in place of the best on
+validation pairs, pictures gain .084 [.073, .094] and texts lose .024 [.001, .047].
 """
 
 from collections.abc import Mapping
