@@ -20,6 +20,19 @@ def _ranks(scores: torch.Tensor, each: int, how=torch.amax, tie=torch.ge) -> tor
     return 1 + (tie(scores, best[:, None]) & ~own).sum(1)
 
 
+def _by_sorting(scores: torch.Tensor, each: int) -> torch.Tensor:
+    order = scores.argsort(dim=1, descending=True)
+    own = order // each == torch.arange(len(scores))[:, None]
+    return 1 + own.int().argmax(1)
+
+
+def _sounds(scores: torch.Tensor, each: int) -> torch.Tensor:
+    """As `_ranks`, but a sound whose captions stand above counts once."""
+    best = scores.view(len(scores), -1, each).amax(2)
+    others = ~torch.eye(len(best), dtype=torch.bool)
+    return 1 + ((best >= best.diagonal()[:, None]) & others).sum(1)
+
+
 def _scores(generator: torch.Generator) -> tuple[torch.Tensor, int]:
     n, each = random_size(generator, 4, 7), random_size(generator, 2, 4)
     return torch.randint(0, 8, (n, n * each), generator=generator) / 8, each
@@ -60,17 +73,42 @@ ranks = Exercise(
             "take column i as sound i's caption. Its captions are the columns from i · each "
             "to i · each + each − 1.",
         ),
+        "columns by remainder": Mistake(
+            lambda scores, each: _ranks(scores.view(len(scores), each, -1).mT.flatten(1), each),
+            "take every n-th column as a sound's captions (column modulo n). They stand side by "
+            "side: column // each.",
+        ),
+        "sorting": Mistake(
+            _by_sorting,
+            "sort and look up the place, which puts captions of equal score in any order. Count "
+            "the others' captions with >=, so that a tie counts against the sound.",
+        ),
+        "own ties": Mistake(
+            lambda scores, each: _ranks(scores, each, tie=torch.ge) + (
+                (scores >= torch.where(_own(scores, each), scores, -1.0).amax(1, keepdim=True))
+                & _own(scores, each)).sum(1) - 1,
+            "count all captions that score at least as much as the best own one, and so two of "
+            "its own where they tie. Leave its own out, and add 1.",
+        ),
+        "sounds counted": Mistake(
+            _sounds,
+            "count the other sounds of which one caption scores as much. Every such caption "
+            "counts.",
+        ),
     },
 )
 
 
 # Exercise 2, transfer: a colleague's places ------------------------------------------------
-def _stretched(places, h, w, first: int = 1, turned: bool = True) -> torch.Tensor:
+def _stretched(places, h, w, first: int = 1, turned: bool = True, back: bool | None = None,
+               corners: bool = False) -> torch.Tensor:
+    """turned: numbers before places on the way in; back: and again on the way out."""
     side = round((len(places) - 1) ** 0.5)
     square = places[first:first + side * side]
     grid = (square.T if turned else square).reshape(1, -1, side, side)
-    new = interpolate(grid, (h, w), mode="bilinear", align_corners=False)[0]
-    rows = new.flatten(1).T if turned else new.reshape(-1, places.shape[1])
+    new = interpolate(grid, (h, w), mode="bilinear", align_corners=corners)[0]
+    back = turned if back is None else back
+    rows = new.flatten(1).T if back else new.reshape(-1, places.shape[1])
     return torch.cat([places[:1], rows])
 
 
@@ -99,6 +137,29 @@ mended = Exercise(
             lambda places, h, w: _stretched(places, h, w, 1, False),
             "fill the picture row by row of `places`, which mixes places and dimensions: turn "
             "it over (.T) first, so that each of the d numbers has a picture of its own.",
+        ),
+        "mixed on the way out": Mistake(
+            lambda places, h, w: _stretched(places, h, w, back=False),
+            "turn the numbers over on the way in alone. What comes out is [d, h, w]: it has to "
+            "be turned back, `.flatten(1).T`.",
+        ),
+        "mixed on the way in": Mistake(
+            lambda places, h, w: _stretched(places, h, w, turned=False, back=True),
+            "turn the numbers over on the way out alone. What goes in has to be [1, d, s, s]: "
+            "`.T` before reshape.",
+        ),
+        "token and way out": Mistake(
+            lambda places, h, w: _stretched(places, h, w, 0, back=False),
+            "stretch the class token's place with the others, and do not turn what comes out, "
+            "[d, h, w], back to [h · w, d].",
+        ),
+        "corners": Mistake(
+            lambda places, h, w: _stretched(places, h, w, corners=True),
+            "have changed align_corners, which was no mistake: False, as it stood.",
+        ),
+        "sides swapped": Mistake(
+            lambda places, h, w: _stretched(places, w, h),
+            "swap h and w: the new grid has h rows and w columns.",
         ),
         "class token lost": Mistake(
             lambda places, h, w: _stretched(places, h, w)[1:],
@@ -148,6 +209,16 @@ judged = Exercise(
             lambda *runs: _kinds(*runs, tuning=False),
             "call a run zero-shot whose rate or step was chosen by pairs of sound and text: "
             "that is 2.",
+        ),
+        "chosen is supervised": Mistake(
+            lambda pairs, chosen, voices, captions: _kinds(
+                pairs | chosen, chosen, voices, captions),
+            "call a run supervised whose rate or step alone was chosen by pairs. That is 2.",
+        ),
+        "voices forgotten": Mistake(
+            lambda pairs, chosen, voices, captions: _kinds(
+                pairs, chosen, captions, captions),
+            "ask for shared captions alone. A shared voice breaks a split, too.",
         ),
         "both needed": Mistake(
             lambda pairs, chosen, voices, captions: torch.where(
