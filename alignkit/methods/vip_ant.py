@@ -33,14 +33,16 @@ mean and deviation of the spectrogram come from the training rows (officially tw
 AudioSet); long sounds are cut as frames (officially as waveforms, cvap/data/audio/transform.py:
 126-141, with this rule); time runs to the right (officially downwards); the kernel is averaged
 once, at the start (officially in each step, cvap/module/val.py:236-247, which trains the
-kernel's mean alike); a sound has one picture (officially one of up to four frames is drawn each
+kernel's mean alike); places are always stretched (officially not where the new grid has as many
+as the old square, cvap/module/val.py:534-535, and so not at small scale, where 4 by 4 become
+2 by 8); a sound has one picture (officially one of up to four frames is drawn each
 step), and curated captions are drawn once a row (officially each step). At small scale the
 towers are those of `parts.two_towers`, with 32 bands and 64 frames: a stem of four convolutions
 with norms between, of which the first is averaged and the last has the finer stride.
 Reconstructed: nothing of the loss and the tower; at the commit 93b06ff the loss
 (cvap/module/decoder/loss_head.py:265-284), the places (cvap/module/val.py:524-555) and the cut
-were run beside ours on the same numbers and agree. Steps, batch and rate at small scale are
-ours.
+were run beside ours on the same numbers and agree, but for that grid. Steps, batch and rate at
+small scale are ours.
 """
 
 from collections.abc import Mapping
