@@ -12,7 +12,7 @@ stand in for them.
 Use it when: sounds come with pictures (video) and hardly any with text, and a good
 picture-text model is there. Spend the first text pairs on top of it, and try captions that the
 model finds for the pictures. Begin from drawn weights, too, and compare: small towers learned
-far more so. Where there are as many captions as pictures, train on the captions.
+far faster so. Where there are as many captions as pictures, train on the captions.
 
 Equations, x a log-mel spectrogram, v and t frozen unit rows of pictures and of texts:
     a = unit(tower(x));  the tower is the picture tower with kernel mean over colours,
