@@ -11,7 +11,13 @@ training set, and the rows of a "split" are the prompts.
 Arms, one field a prompt, all with the same steps, rate and noise: `hybrid` has both priors
 and no similarity loss, `planar` the prior that does not know the camera alone; `similar`
 is `hybrid` with the similarity loss on augmented pictures, `bare` the same without the
-augmentation; `alone` has the similarity loss and no prior. Nothing is tuned.
+augmentation; `alone` has the similarity loss and no prior. No arm has a grid (but see the
+looks below: they were at the priors, none at the weight of the similarity loss).
+
+What a reader should know: 6 to 8 of a seed's 11 voices are recordings that the encoders
+learned from (141 different ones for 307 pieces), and the words all are; icons are not. Of
+the judge's solids 0 to 3 in a hundred have a near twin (cosine above .99) among those of the
+encoders. The null of `camera` allows .05, more than the effect itself: it cannot fail.
 
 Figures: accuracy, how many of eight pictures around a solid the judge takes for the kind
 of the prompt; `own`, the same by the encoder that the loss uses (the nearest words);
@@ -78,7 +84,8 @@ SCALES = {
     # The shipped networks with steps enough for a solid by priors of full size.
     "gpu": Scale(budget=replace(Scale.budget, steps=2000)),
     # 64³ cells and wide networks: `train_voxel_priors.py --side 64 --width 1024` makes
-    # them. The paper's own priors (Stable unCLIP, Zero-1-to-3) are not wired.
+    # them, and they are read from the folder of the shipped ones. The paper's own priors
+    # (Stable unCLIP, Zero-1-to-3) are not wired.
     "full": Scale(PriorSettings(side=64, shared=1024, width=1024),
                   replace(Scale.budget, steps=10_000)),
 }

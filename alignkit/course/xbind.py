@@ -54,6 +54,16 @@ faces = Exercise(
             lambda s, t: ((s > s.roll(1, 1)) & (s > t)).float().sum(1),
             "compare with one neighbour. A peak is higher than both.",
         ),
+        "stretches": Mistake(
+            lambda s, t: ((s > t) & ~(s > t).roll(1, 1)).float().sum(1),
+            "count stretches above the threshold. Between two faces the score need not fall "
+            "below it: look for the peaks.",
+        ),
+        "other solids": Mistake(
+            lambda s, t: ((s > s.roll(1, 0)) & (s > s.roll(-1, 0)) & (s > t)).float().sum(1),
+            "compare with other solids. Neighbours are views of the same one: roll along "
+            "the second axis.",
+        ),
         "whole numbers": Mistake(
             lambda s, t: _faces(s, t).long(),
             "return whole numbers. The task asks for float32.",
@@ -82,6 +92,17 @@ pull = Exercise(
     reference=_pull,
     cases=_pull_cases,
     mistakes={
+        "as it was": Mistake(
+            lambda noisy, noise, told, free, a, s, w:
+                _pull(noisy, noise, told, free, a, s, w, off=1) / s[:, None],
+            "return what the colleague's code returns. Two things are wrong in it: where the "
+            "guidance starts from, and the weight of the difference.",
+        ),
+        "turned round": Mistake(
+            lambda noisy, noise, told, free, a, s, w:
+                _pull(noisy, noise, told, free, a, s, -w),
+            "guide away from the prompt: the difference is told − free.",
+        ),
         "guided once more": Mistake(
             lambda *x: _pull(*x, off=1),
             "still start from the guess that was told: told + guidance · (told − free) is "
@@ -142,6 +163,16 @@ fair = Exercise(
         "turned round": Mistake(
             lambda used, judge, family: 1 - _fair(used, judge, family),
             "give 1 to the runs that judge themselves. It is the others that may be told.",
+        ),
+        "a number for a family": Mistake(
+            lambda used, judge, family:
+                (~(used & (family[None] == judge[:, None])).any(1)).float(),
+            "compare families with the number of the judge. Its family is family[judge].",
+        ),
+        "itself left out": Mistake(
+            lambda used, judge, family: _fair(
+                used & (torch.arange(len(family)) != judge[:, None]), judge, family),
+            "let a judge pass that had a part itself. It is of its own family: count it too.",
         ),
         "all of them": Mistake(
             lambda used, judge, family:

@@ -32,7 +32,9 @@ view = 0 it is plain SDS, step by step; L_MS is in [0, 2] and does not change wi
 length of e.
 Deviations: fields of 16³ cells without colour (the clouds have none), so phase 3 is left
 out; phase 2 is a steep field, no tetrahedra (DMTet); parallel rays, cameras at eye level;
-no regularisers of opacity; the background is black for encoders, priors and fields alike,
+no regularisers of opacity; one picture of a solid a step; the pulls of the two priors are
+weighed as they are, not made equally long first, and the weights divided by their sum; the
+background is black for encoders, priors and fields alike,
 so a field cannot win by its colour. A has no flips, for cameras tell left from right, and
 no hues, for there are none. Priors are small denoisers of alignkit (Stable
 unCLIP's and Zero-1-to-3's places), encoders are small heads in ImageBind's place.
