@@ -66,6 +66,10 @@ def gather(source: Path, found: list[guide.Card], folder: Path = NOTEBOOKS) -> N
         r"(?s)```mermaid.*?```", f'<div class="course-map">{course_map(found)}</div>',
         (source / "README.md").read_text("utf-8")))
     pages = ["README", "SCOREBOARD", "GLOSSARY", "TEACHING", "ADDING"]
+    for page in pages:  # files outside the site are linked in the repository
+        text = (source / f"{page}.md").read_text("utf-8")
+        _put(source / f"{page}.md", re.sub(
+            r"\]\(\.\./([\w./-]+)", rf"]({repository(folder.parent)}/blob/main/\1", text))
     cards = _cards(source / "cards", here)
     api = _api(source / "api")
     tree = [_tree("The course", pages)]
