@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from toys import with_tones
 
 from alignkit.claims import oneencoder as claims
-from alignkit.data import Lazy, Pairs, Tokens
+from alignkit.data import Pairs, Tokens
 from alignkit.evaluation import encode_pairs
 from alignkit.methods.oneencoder import (
     FUSIONS, OneEncoder, OneEncoderSettings, _Universal,
@@ -36,11 +37,8 @@ def pairs(n: int = 6, t: int = 3) -> Pairs:
 
 
 def toy_pairs(some: Pairs) -> Pairs:
-    """For the tests of all papers (toys.py): a tone of its own for each row."""
-    def tone(row: int) -> tuple[torch.Tensor, int]:
-        return torch.sin(torch.arange(4000) * (0.05 + 0.001 * row)), 16_000
-
-    return some.with_columns(speech=Lazy(range(len(some)), tone, "sound", version="tones"))
+    """For the tests of all papers (toys.py)."""
+    return with_tones(some)
 
 
 def toy_features(some: Pairs) -> Pairs:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from toys import with_tones
 
-from alignkit.data import Lazy, Pairs
+from alignkit.data import Pairs
 from alignkit.evaluation import mutual_knn, outside_subspace
 from alignkit.methods.sound_llava import (
     SoundSettings, SoundToken, Untrained, caption, mlp, raw_token, substitute,
@@ -22,12 +23,8 @@ def pairs(n: int = 5) -> Pairs:
 
 
 def toy_pairs(pairs: Pairs) -> Pairs:
-    """For the tests of all papers (toys.py): a tone of its own for each row."""
-    def tone(row: int) -> tuple[torch.Tensor, int]:
-        return torch.sin(torch.arange(4000) * (0.05 + 0.001 * row)), 16_000
-
-    return pairs.with_columns(
-        speech=Lazy(range(len(pairs)), tone, "sound", version="tones"))
+    """For the tests of all papers (toys.py)."""
+    return with_tones(pairs)
 
 
 def made(**changes) -> SoundToken:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from toys import with_tones
 
 from alignkit.claims import vip_ant as claims
 from alignkit.data import Pairs, Tokens
@@ -28,6 +29,11 @@ PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:
     g = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+
+def toy_pairs(some: Pairs) -> Pairs:
+    """For the tests of all papers (toys.py)."""
+    return with_tones(some)
 
 
 def pairs(n: int = 6) -> Pairs:

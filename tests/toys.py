@@ -54,3 +54,11 @@ def random_tokens(hidden: torch.Tensor, width: int, generator) -> Tokens:
     real = torch.randint(2, 5, (len(hidden), 1), generator=generator)
     mask = torch.arange(4) < real
     return Tokens(values * mask[..., None], mask)
+
+
+def with_tones(pairs: Pairs) -> Pairs:
+    """`toy_pairs` of a paper of sounds: `speech`, a tone of its own for each row."""
+    def tone(row: int) -> tuple[torch.Tensor, int]:
+        return torch.sin(torch.arange(4000) * (0.05 + 0.001 * row)), 16_000
+
+    return pairs.with_columns(speech=Lazy(range(len(pairs)), tone, "sound", version="tones"))
