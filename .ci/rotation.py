@@ -7,7 +7,7 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-from alignkit.claims import slugs
+from alignkit.claims import FOLLOW_UP, followed, slugs
 from alignkit.claims.publish import again
 from alignkit.course.notebook import execute
 
@@ -23,6 +23,8 @@ def main() -> int:
 
     slug = slugs()[DAY % len(slugs())]
     said = again(slug, seed_at=DAY)
+    if slug + FOLLOW_UP in followed():
+        said += again(slug + FOLLOW_UP, seed_at=DAY)
     print(*said or [f"{slug}: seed {DAY % 8} of its list gives the stored figures"], sep="\n")
     return 1 if said else 0
 

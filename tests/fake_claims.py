@@ -1,7 +1,7 @@
 """A method whose figure is arranged, and claims on it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -83,6 +83,13 @@ def claim(effect: float = 0.1, noise: float = 0.01, null_margin: float = 0.05, *
         null=Null("no signal", no_signal, 0.0, null_margin),
         condition=Condition("rows", lambda a: len(a.splits.train), 10, 20))
     return Claim(**{**settings, **change})
+
+
+def two_steps(claim):
+    """The claim with two steps of training, whatever the arm's budget."""
+    budgets = {arm: {k: v for k, v in change.items() if k != "steps"}
+               for arm, change in claim.budgets.items()}
+    return replace(claim, budget=replace(claim.budget, steps=2), budgets=budgets)
 
 
 def result_of(tmp_path, *claims, seeds=range(5), **change):

@@ -31,7 +31,8 @@ print(len(seeds))
 
 # The card -----------------------------------------------------------------------------
 def result(**changes):
-    said = {"sentence": "More is more.", "headline": True, "verdict": "holds", "figure": "hit@10", "margin": 0.02,
+    said = {"sentence": "More is more.", "headline": True, "when": "", "verdict": "holds",
+            "figure": "hit@10", "margin": 0.02,
             "interval": {"mean": 0.0312, "low": -0.001, "high": 0.0634, "n": 8},
             "says": lambda: "not resolved, null not passed"}
     return SimpleNamespace(**{**said, **changes})

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from by_paper import DAY
+from fake_claims import two_steps
 from PIL import Image, ImageDraw
 from toys import given, random_pairs
 
@@ -213,13 +214,6 @@ def own(path: Path, slug: str) -> Pairs:
 @pytest.mark.parametrize("slug", [s for s in FROM_TABLE if hasattr(paper(s), "LABELS")])
 def test_labels_that_a_table_lacks_are_named(capsys, drawn, slug):
     assert paper(slug).LABELS[0] in one_line(capsys, "reproduce", slug, "--pairs", drawn)
-
-
-def two_steps(claim):
-    """The claim with two steps of training, whatever the arm's budget."""
-    budgets = {arm: {k: v for k, v in change.items() if k != "steps"}
-               for arm, change in claim.budgets.items()}
-    return replace(claim, budget=replace(claim.budget, steps=2), budgets=budgets)
 
 
 @pytest.mark.parametrize("which", ["headline", pytest.param("others", marks=pytest.mark.slow)])

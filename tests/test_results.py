@@ -2,18 +2,20 @@
 
 import dataclasses
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 from fake_claims import claim, result_of
+from history import committed
 
 from alignkit.claims import (
-    Reported, code_hash, headline, load, paper, scoreboard, slugs, stored, summary,
+    FOLLOW_UP, Reported, code_hash, followed, headline, load, measured, paper, scoreboard,
+    slugs, stored, summary,
 )  # fmt: skip
 from alignkit.claims.registered import (
     BEFORE_THE_RULE, MOST_CLAIMS, design, registrations,
 )  # fmt: skip
+from alignkit.claims.results import files_of
 from alignkit.claims.scoreboard import by_chance, p_of
 from alignkit.course.guide import verdict_pages
 from alignkit.stats import Interval, equivalent, second_look, t_interval, verdict
@@ -97,9 +99,12 @@ def test_slugs():
         paper("nothing")
 
 
-@pytest.mark.parametrize("slug", slugs())
+NAMES = [*slugs(), *followed()]
+
+
+@pytest.mark.parametrize("slug", NAMES)
 def test_published_results_are_of_this_code(slug):
-    results, claims_file = stored(slug), f"alignkit/claims/{slug.replace('-', '_')}.py"
+    results, claims_file = measured(slug), files_of(slug)[-1].relative_to(ROOT)
     if "\nDraft: " in (paper(slug).__doc__ or ""):
         assert not results, f"{claims_file}: published, so delete its line 'Draft: …'"
         pytest.skip(f"{slug} is a draft: no result is published yet")
@@ -113,7 +118,9 @@ def test_published_results_are_of_this_code(slug):
         assert r.scale == "small" and len(set(r.seeds)) == len(r.differences) >= 8
         check_judgement(r)
     headlines = [r.claim for r in results if r.headline]
-    if not hasattr(paper(slug), "table"):  # a comparison has a claim for each method
+    if slug.endswith(FOLLOW_UP):
+        assert len(results) == 1 and not headlines
+    elif not hasattr(paper(slug), "table"):  # a comparison has a claim for each method
         assert len(headlines) == 1 and headline(slug).claim == headlines[0]
         assert len(results) <= MOST_CLAIMS
 
@@ -131,11 +138,11 @@ def check_judgement(r):
     assert r.carries_over == (r.redrawn or carried == r.verdict)
 
 
-@pytest.mark.parametrize("slug", slugs())
+@pytest.mark.parametrize("slug", NAMES)
 def test_results_name_their_registration(slug):
     """Of the newest design, and committed after it where the history is there."""
     there = registrations(slug)
-    for r in stored(slug):
+    for r in measured(slug):
         if r.registration == BEFORE_THE_RULE:
             assert not there, f"{slug}.{r.claim} was run before the registration: run it again"
             continue
@@ -144,20 +151,10 @@ def test_results_name_their_registration(slug):
         design = {one["claim"]: one for one in there[-1]["design"]}[r.claim]
         assert (design["margin"], design["headline"], design["sentence"]) == (
             r.margin, r.headline, r.sentence)
-        order = [_committed(f"alignkit/claims/{path}", r.registration)
-                 for path in (f"registered/{slug}.json", f"results/{slug}.{r.claim}.json")]
+        order = [committed(f"alignkit/claims/{path}", r.registration)
+                 for path in (f"registered/{slug}.json", f"results/{r.slug}.{r.claim}.json")]
         assert None in order or order[0] < order[1], (
             f"{slug}.{r.claim} was committed with its registration or before it")
-
-
-def _committed(path: str, text: str) -> int | None:
-    """How many commits led to the first that had `text` in a file; None if unknown."""
-    def git(*words):
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout
-    if git("rev-parse", "--is-shallow-repository").strip() != "false":
-        return None
-    found = git("log", "--reverse", "--format=%H", f"-S{text}", "--", path).split()
-    return int(git("rev-list", "--count", found[0])) if found else None
 
 
 def test_no_result_without_a_paper():

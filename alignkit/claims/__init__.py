@@ -4,7 +4,8 @@ A paper's file here gives `NEEDS` (the columns a user's own pairs must have, or 
 they must have labels too `LABELS`,
 `data(scale, pairs=None) -> Pairs` (the corpus with features; `pairs` are a user's own)
 and `claims(pairs, scale) -> list[Claim]`. One that compares many arms also gives
-`table(results) -> str`, shown after them.
+`table(results) -> str`, shown after them. `follow_ups/` has one such file for a headline that
+does not hold: its single claim is asked for as SLUG.follow-up.
 """
 
 from collections.abc import Sequence
@@ -14,15 +15,17 @@ from types import ModuleType
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Reported, Trained
 from alignkit.claims.registered import current, register
-from alignkit.claims.results import Result, code_hash, headline, load, stored
+from alignkit.claims.results import (
+    FOLLOW_UP, Result, code_hash, headline, load, measured, stored,
+)  # fmt: skip
 from alignkit.claims.runner import FEWEST, SEEDS, estimated, run
 from alignkit.claims.runs import Runs
 from alignkit.claims.scoreboard import scoreboard, summary
 
-__all__ = ["FEWEST", "SCALES", "SEEDS", "Arm", "Claim", "Condition", "Null", "Reported",
-           "Result", "Runs", "Trained", "code_hash", "current", "estimated", "headline",
-           "load", "paper", "register", "rerun", "run", "scoreboard", "slugs", "stored",
-           "summary"]
+__all__ = ["FEWEST", "FOLLOW_UP", "SCALES", "SEEDS", "Arm", "Claim", "Condition", "Null",
+           "Reported", "Result", "Runs", "Trained", "code_hash", "current", "estimated",
+           "followed", "headline", "load", "measured", "paper", "register", "rerun", "run",
+           "scoreboard", "slugs", "stored", "summary"]
 
 SCALES = ("tiny", "small", "gpu", "full")
 _SHARED = {"__init__", "claim", "command", "common", "publish", "registered", "results",
@@ -35,8 +38,20 @@ def slugs() -> list[str]:
     return sorted(f.stem.replace("_", "-") for f in files if f.stem not in _SHARED)
 
 
+def followed() -> list[str]:
+    """The follow-ups of headlines that did not hold, each as SLUG.follow-up."""
+    files = (Path(__file__).parent / "follow_ups").glob("[!_]*.py")
+    return sorted(f.stem.replace("_", "-") + FOLLOW_UP for f in files)
+
+
 def paper(slug: str) -> ModuleType:
-    """The claims file of a paper. Raises ValueError for an unknown slug."""
+    """The claims file of a paper, or of SLUG.follow-up. Raises ValueError for an unknown
+    slug."""
+    if slug.endswith(FOLLOW_UP):
+        if slug not in followed():
+            raise ValueError(f"there is no {slug}; there are {', '.join(followed())}")
+        file = slug.removesuffix(FOLLOW_UP).replace("-", "_")
+        return import_module(f"alignkit.claims.follow_ups.{file}")
     if slug not in slugs():
         raise ValueError(f"slug must be one of {', '.join(slugs())}, got {slug!r}")
     return import_module(f"alignkit.claims.{slug.replace('-', '_')}")
@@ -45,6 +60,6 @@ def paper(slug: str) -> ModuleType:
 def rerun(slug: str, claims: Sequence[Claim]) -> Runs:
     """Runs with the published tuning: `rerun(…).figures(claim, seed)` is what the
     published run computed for that seed."""
-    tuned = {arm: change for result in stored(slug)
+    tuned = {arm: change for result in measured(slug)
              for arm, change in result.settings["tuned"].items()}
     return Runs(claims, tuned)

@@ -86,11 +86,13 @@ class Claim:
     speaks of new rows. twins: method arm -> the arm it is compared with (default: method
     -> baseline); the pilot puts a second run of the twin in its place. detectable: the
     smallest difference that eight seeds can show, stated by hand where nothing is trained:
-    two runs of the baseline are then equal, and the pilot does not know it.
+    two runs of the baseline are then equal, and the pilot does not know it. when: of a
+    headline's follow-up, the presumed cause that it supplies or takes away, in words that
+    begin a sentence ("Where the directions conflict"); see `claims.follow_ups`.
 
     Raises:
         ValueError: an unknown arm or kind, a margin or `detectable` that is not above 0, or
-            one of `subtracts` and `statistic` without the other.
+            one of `subtracts` and `statistic` without the other, or a headline with `when`.
     """
 
     name: str
@@ -119,6 +121,7 @@ class Claim:
     twins: Mapping[str, str] | None = None
     detectable: float | None = None
     paper: Reported | None = None
+    when: str = ""
 
     def __post_init__(self):
         said = f"claim {self.name!r}"
@@ -134,6 +137,8 @@ class Claim:
         if not self.margin > 0:
             raise ValueError(f"{said}: margin is {self.margin}; it must be above 0, the "
                              "smallest difference worth having")
+        if self.headline and self.when:
+            raise ValueError(f"{said}: when is {self.when!r}, so it follows a headline and is none")
         if self.subtracts and not self.statistic:
             raise ValueError(f"{said}: subtracts is {self.subtracts!r}, but without a statistic "
                              "of its own it is the method minus the baseline")

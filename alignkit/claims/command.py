@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from alignkit.claims import paper, slugs
+from alignkit.claims import followed, paper, slugs
 from alignkit.claims.claim import Claim
 from alignkit.claims.registered import current, register
 from alignkit.claims.results import Result, values_hash
@@ -24,9 +24,10 @@ from alignkit.encoders import add_features
 def reproduce(slug: str, scale: str = "small", seeds: int = 8, *, first: int | None = None,
               pairs: Path | None = None, out: Path = Path("alignkit-results"),
               jobs: int | None = None, say: Callable[[str], None] = print) -> list[Result]:
-    """Re-run a paper's claims with `seeds` paired seeds from `first` on (default: the paper's
-    `FIRST`, or 0); the results are written to `out`. pairs: a user's own, see `own_pairs`. jobs: processes (default: one
-    a core, 4 at most).
+    """Re-run a paper's claims (SLUG.follow-up: its headline's follow-up) with `seeds` paired
+    seeds from `first` on (default: the paper's `FIRST`, or 0); the results are written to
+    `out`. pairs: a user's own, see `own_pairs`. jobs: processes (default: one a core, 4 at
+    most).
 
     Raises ValueError for an unknown paper, too few seeds, or pairs that do not fit.
     """
@@ -65,7 +66,7 @@ def fill_features(say: Callable[[str], None] = print) -> None:
     # Every layer in one pass: some papers ask for the last one, some for all.
     add_features(emoji(), "image", "image:efficientnet-lite0", layers="all")
     add_features(emoji(), "text", "text:minilm", layers="all")
-    for slug in slugs():
+    for slug in [*slugs(), *followed()]:
         say(f"features for {slug}")
         paper(slug).data("small")
         paper(slug).data("tiny")

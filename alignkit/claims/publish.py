@@ -7,7 +7,7 @@ import torch
 
 from alignkit.claims import paper, rerun
 from alignkit.claims.registered import design_hash, registrations
-from alignkit.claims.results import FOLDER, Result, code_hash, load, stored, versions
+from alignkit.claims.results import FOLDER, Result, code_hash, measured, versions
 
 SAME = 1e-6  # of a figure, on the same versions and the same kind of CPU
 CLOCKS = (", time", ", memory")  # names of figures that depend on what else is running end so
@@ -15,12 +15,12 @@ CLOCKS = (", time", ", memory")  # names of figures that depend on what else is 
 
 def publish(slug: str, folder: Path) -> list[Path]:
     """Take the results of a registered run at scale small from `folder`; those of claims
-    that are no more go.
+    that are no more go. slug: a paper, or SLUG.follow-up: that alone.
 
     Raises ValueError: no results, of another scale or code, not of the newest
     registration, or not all of its claims.
     """
-    found = [load(path) for path in sorted(folder.glob(f"{slug}.*.json"))]
+    found = measured(slug, folder)
     if not found:
         raise ValueError(f"{folder} has no results of {slug}: run alignkit reproduce {slug}")
     there = registrations(slug)
@@ -36,9 +36,9 @@ def publish(slug: str, folder: Path) -> list[Path]:
             raise ValueError(f"{slug}.{r.claim}: {'; '.join(wrong)}")
     if missing := claims ^ {r.claim for r in found}:
         raise ValueError(f"{slug}: results and registration differ in {sorted(missing)}")
-    for path in FOLDER.glob(f"{slug}.*.json"):
-        if path.name.split(".")[1] not in claims:
-            path.unlink()
+    for old in measured(slug):
+        if old.claim not in claims:
+            (FOLDER / f"{old.slug}.{old.claim}.json").unlink()
     return [r.save(FOLDER) for r in found]
 
 
@@ -47,7 +47,7 @@ def again(slug: str, seed_at: int = 0, names: list[str] | None = None) -> list[s
     stored, in words. seed_at: its place among the first look's."""
     module, said = paper(slug), []
     claims = {c.name: c for c in module.claims(module.data("small"), "small")}
-    results = [r for r in stored(slug) if r.scale == "small"]
+    results = [r for r in measured(slug) if r.scale == "small"]
     if gone := {r.claim for r in results} ^ set(claims):
         said.append(f"{slug}: claims and results differ in {sorted(gone)}")
     there = registrations(slug)
@@ -83,4 +83,4 @@ def restamp(slug: str) -> list[Path]:
     """
     if said := again(slug):
         raise ValueError("; ".join(said))
-    return [replace(r, code=code_hash(slug)).save(FOLDER) for r in stored(slug)]
+    return [replace(r, code=code_hash(slug)).save(FOLDER) for r in measured(slug)]

@@ -2,7 +2,8 @@
 
 One JSON a paper in `registered/`, the newest registration last. Its hash is of the design
 alone (sentences, arms, figures, budgets, grids, margins, nulls, conditions), so that code
-may be mended; a changed design is a new registration with its reason.
+may be mended; a changed design is a new registration with its reason. A headline's follow-up
+is registered alone, as SLUG.follow-up, and says which result it was made for.
 """
 
 import hashlib
@@ -14,11 +15,12 @@ from datetime import date
 from pathlib import Path
 
 from alignkit.claims.claim import Claim
-from alignkit.claims.results import code_hash, versions
+from alignkit.claims.results import FOLLOW_UP, code_hash, headline, versions
+from alignkit.stats import HOLDS
 
 FOLDER = Path(__file__).parent / "registered"
 BEFORE_THE_RULE = "not registered: first run before the rule"
-MOST_CLAIMS = 6  # one headline and five more
+MOST_CLAIMS = 6  # one headline and five more; a follow-up of the headline beside them
 
 
 def design(claims: Sequence[Claim]) -> list[dict]:
@@ -38,6 +40,7 @@ def design(claims: Sequence[Claim]) -> list[dict]:
         "grid": [dict(point) for point in c.grid],
         "null": [c.null.name, c.null.expected, c.null.margin],
         "conditions": [[k.name, k.low, k.high] for k in c.conditions],
+        **({"when": c.when} if c.when else {}),
     } for c in claims]
 
 
@@ -48,7 +51,7 @@ def design_hash(claims: Sequence[Claim]) -> str:
 
 
 def registrations(slug: str, folder: Path = FOLDER) -> list[dict]:
-    """All registrations of a paper, the newest last."""
+    """All registrations of a paper (or of SLUG.follow-up), the newest last."""
     path = folder / f"{slug}.json"
     return json.loads(path.read_text("utf-8"))["registrations"] if path.is_file() else []
 
@@ -65,15 +68,22 @@ def register(slug: str, claims: Sequence[Claim], opened: dict, reason: str = "",
 
     Raises ValueError: no headline or several, more than six claims, an arm whose training
     loss does not fall, a choice at an edge of the grid without a word on it (`edge`), a
-    condition that is absent and a changed design without its `reason`.
+    condition that is absent and a changed design without its `reason`; of SLUG.follow-up
+    more than one claim or one without `when`, and a headline that holds or is not published.
     """
-    there = registrations(slug, folder)
+    there, follows = registrations(slug, folder), slug.endswith(FOLLOW_UP)
     headlines = [c.name for c in claims if c.headline]
+    first = headline(slug.removesuffix(FOLLOW_UP)) if follows else None
     stuck = [name for name, points in opened["falls"].items()
              if points and all(fell is False for fell in points)]
     absent = [name for name, p in opened["pilot"].items() if not p["present"]]
     problems = {
-        f"one claim must be the headline, there are {headlines}": len(headlines) != 1,
+        f"one claim must be the headline, there are {headlines}":
+            not follows and len(headlines) != 1,
+        "a follow-up is one claim that says `when`":
+            follows and [bool(c.when) for c in claims] != [True],
+        "there is no published headline that does not hold":
+            follows and (first is None or first.verdict == HOLDS),
         f"{len(claims)} claims, at most {MOST_CLAIMS}": len(claims) > MOST_CLAIMS,
         f"the training loss does not fall at any point of the grid: {stuck}": stuck,
         f"{opened['edges']} chose an edge of the grid: widen the grid for all arms, or say "
@@ -88,6 +98,9 @@ def register(slug: str, claims: Sequence[Claim], opened: dict, reason: str = "",
     new = {"date": date.today().isoformat(), "reason": reason, "edge": edge,
            "hash": design_hash(claims), "code": code_hash(slug), "versions": versions(),
            **opened, "design": design(claims)}
+    if first:
+        new["follows"] = {"claim": first.claim, "says": first.says(), "seeds": first.seeds,
+                          "registration": first.registration}
     folder.mkdir(exist_ok=True)
     path = folder / f"{slug}.json"
     part = path.with_suffix(".part")

@@ -16,6 +16,7 @@ from alignkit.data import Pairs
 
 FOLDER = Path(__file__).parent / "results"
 PACKAGE = Path(__file__).parents[1]
+FOLLOW_UP = ".follow-up"  # SLUG.follow-up: the follow-up of a paper's headline
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Result:
     corrected: Nadeau and Bengio's interval for new rows of this kind (None: redrawn);
     carries_over: whether it says the same. items: in a training and in a test split.
     registration: hash of the registered design, or why there is none. seconds: of all
-    the paper's claims together, summed over processes.
+    the paper's claims together, summed over processes. when: see `Claim`.
     """
 
     slug: str
@@ -68,6 +69,7 @@ class Result:
     code: str
     seconds: float
     peak_memory_mb: int
+    when: str = ""
 
     def save(self, folder: Path) -> Path:
         """Write `<slug>.<claim>.json` in `folder`."""
@@ -95,6 +97,11 @@ class Result:
         doubts += ["null not passed"] * (not self.null["passed"])
         return ", ".join([self.verdict, *doubts])
 
+    def place(self) -> str:
+        """What it is among the paper's claims, in words: '', 'headline', or for a follow-up
+        'follow-up' with the cause that it supplies or takes away."""
+        return f"follow-up: {self.when}" if self.when else "headline" * self.headline
+
     def __str__(self) -> str:
         i, null, look = self.interval, self.null, self.looks[-1]
         arms = (f"{self.baseline} {self.mean(self.baseline):.3f}, "
@@ -107,7 +114,7 @@ class Result:
         looks = "after a second look " if len(self.looks) > 1 else ""
         c = self.corrected
         return "\n".join([
-            f"{self.slug} · {self.claim}{' (headline)' * self.headline}: {said}",
+            f"{self.slug} · {self.claim}{f' ({self.place()})' * bool(self.place())}: {said}",
             f"  claim       {self.sentence}",
             f"  {self.figure:11} {arms}",
             f"  difference  {i['mean']:+.3f}, {100 * look['level']:g} % interval "
@@ -133,7 +140,7 @@ class Result:
 
 def load(path: Path) -> Result:
     """Read a result. Raises ValueError if fields are missing or unknown."""
-    raw = json.loads(path.read_text("utf-8"))
+    raw = {"when": ""} | json.loads(path.read_text("utf-8"))
     names = {f.name for f in fields(Result)}
     if set(raw) != names:
         raise ValueError(f"{path}: not a result of this version (fields that differ: "
@@ -142,8 +149,15 @@ def load(path: Path) -> Result:
 
 
 def stored(slug: str | None = None, folder: Path = FOLDER) -> list[Result]:
-    """The published results, of one paper or of all, in the order of their names."""
+    """The published results, of one paper with its follow-up or of all, in the order of
+    their names."""
     return [load(p) for p in sorted(folder.glob(f"{slug or '*'}.*.json"))]
+
+
+def measured(name: str, folder: Path = FOLDER) -> list[Result]:
+    """The published results of a paper's claims, or of SLUG.follow-up: of that alone."""
+    slug, _, kind = name.partition(".")
+    return [r for r in stored(slug, folder) if bool(r.when) == bool(kind)]
 
 
 def headline(slug: str, folder: Path = FOLDER) -> Result | None:
@@ -151,17 +165,24 @@ def headline(slug: str, folder: Path = FOLDER) -> Result | None:
     return next((result for result in stored(slug, folder) if result.headline), None)
 
 
-def code_hash(slug: str) -> str:
+def files_of(name: str) -> list[Path]:
+    """The claims file of a paper; of SLUG.follow-up that and the follow-up's own."""
+    slug, _, kind = name.partition(".")
+    folders = ("claims", "claims/follow_ups") if kind else ("claims",)
+    return [PACKAGE / folder / f"{slug.replace('-', '_')}.py" for folder in folders]
+
+
+def code_hash(name: str) -> str:
     """sha256 over the code of the paper's method and claim files, and of the methods of
     other papers that its claims compare: a result of other code is stale. Words may be
-    mended: docstrings, comments and empty lines do not count."""
-    sha, name = hashlib.sha256(), slug.replace("-", "_") + ".py"
-    claims = PACKAGE / "claims" / name
-    compared = re.findall(r"(?m)^from alignkit\.methods\.(\w+) import", claims.read_text(
-        "utf-8")) if claims.is_file() else []
-    others = sorted({f"{other}.py" for other in compared} - {name})
-    for path in (PACKAGE / "methods" / name, claims,
-                 *(PACKAGE / "methods" / other for other in others)):
+    mended: docstrings, comments and empty lines do not count. name: a paper's, or
+    SLUG.follow-up: then of its own file too, which the paper's other results do not know."""
+    sha, claims = hashlib.sha256(), [path for path in files_of(name) if path.is_file()]
+    method = PACKAGE / "methods" / files_of(name)[0].name
+    compared = [other for path in claims for other in re.findall(
+        r"(?m)^from alignkit\.methods\.(\w+) import", path.read_text("utf-8"))]
+    others = sorted({f"{other}.py" for other in compared} - {method.name})
+    for path in (method, *claims, *(PACKAGE / "methods" / other for other in others)):
         if path.is_file():
             sha.update(_code(path.read_text("utf-8")).encode())
     return sha.hexdigest()
@@ -189,12 +210,12 @@ def _code(source: str) -> str:
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
-def values_hash(slug: str) -> str:
-    """sha256 over all code that decides a paper's figures: its claims file, the runner,
-    and whatever they import, words apart. Kept work of other code is not gone on with."""
+def values_hash(name: str) -> str:
+    """sha256 over all code that decides a paper's figures, or those of SLUG.follow-up: its
+    claims file, the runner, and whatever they import, words apart. Kept work of other code
+    is not gone on with."""
     sha = hashlib.sha256()
-    starts = [PACKAGE / "claims" / f"{slug.replace('-', '_')}.py", PACKAGE / "claims/work.py"]
-    for path in sorted(_imported(starts)):
+    for path in sorted(_imported([files_of(name)[-1], PACKAGE / "claims/work.py"])):
         sha.update(f"{path.relative_to(PACKAGE)}\n{_code(path.read_text('utf-8'))}".encode())
     return sha.hexdigest()
 

@@ -9,7 +9,7 @@ from statistics import mean
 import torch
 
 from alignkit.claims.claim import Claim
-from alignkit.claims.results import Result, code_hash, data_facts, versions
+from alignkit.claims.results import FOLLOW_UP, Result, code_hash, data_facts, versions
 from alignkit.claims.runs import TUNING_SEEDS, at_edge
 from alignkit.claims.work import Remake, Work
 from alignkit.data import Pairs
@@ -51,7 +51,7 @@ def run(slug: str, claims: Sequence[Claim], pairs: Pairs, scale: str, *,
     pieces.runs.tuned = opened["tuned"]
     rows = pieces.seeds(seeds)
     more = {claim.name: _second(claim, pieces, rows) for claim in claims if claim.headline}
-    facts = dict(slug=slug, scale=scale, data=data_facts(pairs), versions=versions(),
+    facts = dict(slug=slug.removesuffix(FOLLOW_UP), scale=scale, data=data_facts(pairs), versions=versions(),
                  code=code, seconds=round(pieces.seconds(), 1),
                  peak_memory_mb=max(row["memory"] for row in rows),
                  registration=registration["hash"] if registration else "")
@@ -168,7 +168,7 @@ def _result(claim: Claim, opened: dict, rows, more, facts: dict) -> Result:
         equivalence=claim.equivalence, redrawn=claim.redrawn, units=claim.units,
         seeds=[row["seed"] for row in [*rows, *more]], figures=figures,
         differences=differences, margin=claim.margin, margin_why=claim.margin_why,
-        items=items, **judged(claim, differences, len(rows), items),
+        items=items, when=claim.when, **judged(claim, differences, len(rows), items),
         null={"name": null.name, "expected": null.expected, "margin": null.margin,
               "differences": controls, "interval": control._asdict(),
               "passed": null_passed(control, null.expected, null.margin)},

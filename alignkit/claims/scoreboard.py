@@ -11,12 +11,12 @@ def headlines(folder: Path = FOLDER, notebooks: dict[str, str] | None = None) ->
     """One line a paper: its headline. notebooks: slug -> link."""
     lines = ["| paper | headline | verdict | difference [interval] | seeds | the paper's own |"
              " new rows say the same | notebook |", "|---|---|---|---|---|---|---|---|"]
-    for r in stored(folder=folder):
+    for r in (found := stored(folder=folder)):
         if r.headline:
             own = (f"{r.paper['baseline']:g} → {r.paper['method']:g} ({r.paper['source']})"
                    if r.paper else "none stated")
             link = (notebooks or {}).get(r.slug, "")
-            lines.append(f"| {r.slug} | {r.sentence} | **{r.verdict}**{_doubts(r)} | "
+            lines.append(f"| {r.slug} | {r.sentence} | {_verdict(r)}{_then(r, found)} | "
                          f"{_interval(r)} | {r.interval['n']} | {own} | "
                          f"{'yes' if r.carries_over else 'no'} | {link} |")
     return "\n".join(lines)
@@ -28,10 +28,10 @@ def all_claims(folder: Path = FOLDER) -> str:
              "verdict |", "|---|---|---|---|---|---|---|---|"]
     for r in stored(folder=folder):
         lines.append(
-            f"| {r.slug} | {'**Headline.** ' * r.headline}{r.sentence} | {r.data['name']} "
+            f"| {r.slug} | {_place(r, '**')}{r.sentence} | {r.data['name']} "
             f"({r.data['kind']}) | {_interval(r)} {r.figure} | {r.margin:g} | "
             f"{r.interval['n']} | {'passed' if r.null['passed'] else 'not passed'} | "
-            f"**{r.verdict}**{_doubts(r)} |")
+            f"{_verdict(r)} |")
     return "\n".join(lines)
 
 
@@ -85,20 +85,35 @@ def summary(folder: Path = FOLDER, notebooks: dict[str, str] | None = None) -> s
     """What the README shows: counts and headlines."""
     lines = ["| paper | headline | verdict | difference [interval] | notebook |",
              "|---|---|---|---|---|"]
-    lines += [f"| {r.slug} | {r.sentence} | **{r.verdict}**{_doubts(r)} | {_interval(r)} | "
-              f"{(notebooks or {}).get(r.slug, '')} |"
-              for r in stored(folder=folder) if r.headline]
+    found = stored(folder=folder)
+    lines += [f"| {r.slug} | {r.sentence} | {_verdict(r)}{_then(r, found)} | {_interval(r)} | "
+              f"{(notebooks or {}).get(r.slug, '')} |" for r in found if r.headline]
     return "\n\n".join([counts(folder), by_chance(folder), "\n".join(lines)])
 
 
 def of_paper(slug: str, folder: Path = FOLDER) -> str:
-    """One item a claim of a paper, the headline first: verdict, sentence, interval, margin
-    and its reason."""
+    """One item a claim of a paper, the headline first and then its follow-up: verdict,
+    sentence, interval, margin and its reason."""
     return "\n".join(
-        f"- **{r.says().capitalize()}.** {'*Headline.* ' * r.headline}{r.sentence} "
+        f"- **{r.says().capitalize()}.** {_place(r, '*')}{r.sentence} "
         f"{r.figure} {_interval(r)}, {r.interval['n']} seeds, margin {r.margin:g} "
         f"({r.margin_why})"
-        for r in sorted(stored(slug, folder=folder), key=lambda r: not r.headline))
+        for r in sorted(stored(slug, folder=folder), key=lambda r: (not r.headline, not r.when)))
+
+
+def _place(r: Result, mark: str) -> str:
+    said = r.place().capitalize()
+    return f"{mark}{said}.{mark} " if said else ""
+
+
+def _verdict(r: Result) -> str:
+    return f"**{r.verdict}**{_doubts(r)}"
+
+
+def _then(headline: Result, found: list[Result]) -> str:
+    """What the headline's follow-up said, behind its verdict."""
+    return "".join(f"; {r.when[0].lower()}{r.when[1:]}: {_verdict(r)} {_interval(r)}"
+                   for r in found if r.when and r.slug == headline.slug)
 
 
 def _interval(r: Result) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from alignkit.claims import paper, stored
+from alignkit.claims import measured, paper
 from alignkit.claims.claim import Claim, Trained
 from alignkit.claims.results import code_hash, data_facts, peak_memory_mb, versions
 from alignkit.claims.runs import Runs
@@ -54,7 +54,7 @@ def train(slug: str, folder: Path | str, scale: str = "small", claim: str | None
     found = module.claims(data, scale)
     chosen = _named("claim", claim or found[0].name, {c.name: c for c in found})
     name = _arm(chosen, arm)
-    runs = Runs(found, {a: change for result in stored(slug) if result.scale == scale
+    runs = Runs(found, {a: change for result in measured(slug) if result.scale == scale
                         for a, change in result.settings["tuned"].items()})
     budget = replace(runs.budget(chosen, name), **changes or {})
     if not budget.save_every:

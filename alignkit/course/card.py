@@ -21,15 +21,20 @@ def slug_of(path: Path | str) -> str:
     return Path(path).stem.partition("-")[2]
 
 
-def here(result: claims.Result | None) -> str:
+def here(result: claims.Result | None, then: claims.Result | None = None) -> str:
     """The card's line "**Here.** …" of a headline: its sentence, verdict with every
-    doubt, and interval."""
+    doubt, and interval; then: its follow-up, which says when it holds or does not."""
     if result is None:
         return "**Here.** Not run yet."
+    said = (f"**Here.** {result.sentence} **{result.says().capitalize()}**: {result.figure} "
+            f"{_interval(result)}, {result.interval['n']} paired seeds, margin "
+            f"{result.margin:g}.")
+    return f"{said} {then.when}: **{then.says()}**, {_interval(then)}." if then else said
+
+
+def _interval(result: claims.Result) -> str:
     i = result.interval
-    return (f"**Here.** {result.sentence} **{result.says().capitalize()}**: {result.figure} "
-            f"{i['mean']:+.3f} [{i['low']:+.3f}, {i['high']:+.3f}], {i['n']} paired seeds, "
-            f"margin {result.margin:g}.")
+    return f"{i['mean']:+.3f} [{i['low']:+.3f}, {i['high']:+.3f}]"
 
 
 def here_of(slug: str) -> str:
@@ -38,7 +43,7 @@ def here_of(slug: str) -> str:
     results = claims.stored(slug) if slug in claims.slugs() else []
     headline = next((r for r in results if r.headline), None)
     if headline or not results:
-        return here(headline)
+        return here(headline, next((r for r in results if r.when), None))
     counts = Counter(r.verdict for r in results)
     said = ", ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
     return f"**Here.** {len(results)} claims: {said}."

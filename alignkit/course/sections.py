@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from nbformat import NotebookNode
 
-from alignkit.claims import slugs, stored
+from alignkit.claims import measured, slugs
 
 from .cells import borrowed, code_lines
 from .notebook import stub_name, tags_of
@@ -107,8 +107,9 @@ def _experiment(cells: Cells, _, slug: str) -> Found:
 
 
 def _arms(slug: str) -> list[str]:
-    """Names of the arms that published claims compare; `plain@100` counts as `plain`."""
-    results = stored(slug) if slug in slugs() else []
+    """Names of the arms that published claims compare; `plain@100` counts as `plain`. Those
+    of a follow-up are not run in the notebook."""
+    results = measured(slug) if slug in slugs() else []
     return sorted({arm.partition("@")[0] for r in results for arm in (r.baseline, r.method)})
 
 

@@ -27,7 +27,7 @@ class Study:
     Attributes:
         pairs: with features, from the paper's `data`.
         claims: name -> Claim.
-        published: name -> Result; empty before the first publication.
+        published: name -> Result, a follow-up among them; empty before the first publication.
         compared: whether differences are asserted against the published ones: only at
             the scale and on the data that these were measured with.
     """
@@ -84,13 +84,18 @@ class Study:
 
     def verdicts(self, *names: str) -> None:
         """Print the published verdicts as a table, and draw their intervals."""
-        results = [self.published[name] for name in names or self.claims
+        then = [r.claim for r in self.published.values() if r.when]
+        results = [self.published[name] for name in names or [*self.claims, *then]
                    if name in self.published]
         if not results:
             print(f"nothing is published yet: alignkit reproduce {self.slug}")
             return
         _table(results)
         for r in results:
+            if r.when:
+                _print(f"{r.claim} follows the headline, on seeds from {r.seeds[0]}. {r.when}: "
+                       f"{r.sentence} {r.figure}, {r.method} minus {r.baseline}; margin "
+                       f"{r.margin:g} ({r.margin_why})")
             if r.paper:
                 _print(f"the paper, for {r.claim}: {r.paper['baseline']:g} to "
                        f"{r.paper['method']:g} ({r.paper['source']})")
