@@ -10,6 +10,7 @@ from torch import nn
 
 from alignkit.encoders import encoder as encoders
 from alignkit.encoders import load
+from alignkit.encoders.regions import regions
 
 pytestmark = pytest.mark.slow
 N = encoders.LEAST + 1
@@ -43,10 +44,10 @@ def features(encoder, inputs: list, threads: int) -> list[torch.Tensor]:
     return [found[k] for k in sorted(found)]
 
 
-def check(make) -> None:
+def check(make, inputs: list | None = None) -> None:
     """`make()` gives an encoder; what it draws or calibrates must not see the threads."""
     torch.set_num_threads(1)
-    encoder, inputs = make(), INPUTS[make().modality]()
+    encoder, inputs = make(), inputs or INPUTS[make().modality]()
     wanted = features(encoder, inputs, 1)
     assert not torch.equal(wanted[-1][0], wanted[-1][1])
     torch.set_num_threads(3)
@@ -69,6 +70,13 @@ def check(make) -> None:
                                   "random:timm:resnet18", "random:timm:vit_tiny_patch16_224"])
 def test_encoders_and_their_random_twins(name):
     check(lambda: load(name, seed=1))
+
+
+@pytest.mark.parametrize("name", ["image:efficientnet-lite0", "random:image:mobilenetv2"])
+def test_regions(name):
+    inputs = [(picture(i), ((0.1, 0.2, 0.4, 0.9), (0, 0.3, 0.37, 0.5))[: 1 + i % 2])
+              for i in range(N)]
+    check(lambda: regions(load(name, seed=1)), inputs)
 
 
 def test_models_of_torchaudio():

@@ -17,7 +17,7 @@ from alignkit.data.fetch import asset, cache_dir
 from alignkit.data.pairs import Pairs
 from alignkit.encoders import add_features, load
 from alignkit.encoders import cache as cache_module
-from alignkit.encoders import features as features_module
+from alignkit.encoders import stored
 from alignkit.encoders.encoder import Encoder, Output, shortened
 
 
@@ -253,9 +253,9 @@ def test_reading_maps_the_shards(own_cache, tmp_path):
 
 def test_a_long_job_says_how_long(own_cache, capsys):
     encoder = load(Counting())
-    features_module._announce(encoder, 10, 0.001)
+    stored._announce(encoder, 10, 0.001)
     assert capsys.readouterr().err == ""
-    features_module._announce(encoder, 2000, 0.05)
+    stored._announce(encoder, 2000, 0.05)
     assert "2,000 rows" in (said := capsys.readouterr().err) and "about 100 s" in said
 
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alignkit.data.columns import BY_PROVENANCE, Lazy, digest
+from alignkit.data.columns import BY_PROVENANCE, Lazy, Tokens, digest
 from alignkit.data.emoji import sources_hash
 from alignkit.data.fetch import asset
 from alignkit.data.pairs import Pairs, Provenance
@@ -118,6 +118,47 @@ def scenes(n: int = 2000, *, corpus_seed: int = 0, size: int = 224) -> Pairs:
                               "OpenMoji 17.0.0, placed by alignkit", RECIPE,
                               hash_.hexdigest()),
     )  # fmt: skip
+
+
+def things_of(pairs: Pairs, field: str) -> Tokens:
+    """What the table `objects` says of each row's things, in its order: `field` noun, size,
+    colour or shape as numbers [n, r] (long), or box [n, r, 4] in pixels.
+
+    Raises ValueError where the pairs have no such table, or a row no thing in it.
+    """
+    objects = pairs.tables.get("objects")
+    if not isinstance(objects, dict) or field not in objects or "item" not in objects:
+        raise ValueError(f"pairs have no table 'objects' with item and {field!r}: those of "
+                         "`scenes` have one; of others name the boxes yourself")
+    rows_of: dict[int, list[int]] = {}
+    for row, item in enumerate(objects["item"].tolist()):
+        rows_of.setdefault(item, []).append(row)
+    found = [rows_of.get(item, []) for item in pairs.item.tolist()]
+    if not all(found):
+        row = found.index([])
+        raise ValueError(f"row {row} ({pairs.ids[row]}) has no thing in the table 'objects'")
+    mask = (torch.arange(max(map(len, found)))
+            < torch.tensor([len(rows) for rows in found])[:, None])
+    column = objects[field]
+    values = column.new_zeros(*mask.shape, *column.shape[1:])
+    values[mask] = column[torch.tensor([row for rows in found for row in rows])]
+    return Tokens(values, mask)
+
+
+def boxes_of(pairs: Pairs, column: str = "image") -> Tokens:
+    """The plates' boxes [n, r, 4] as parts of the pictures' width and height; all pictures
+    have the size of the first. Raises as `things_of`."""
+    values, mask = things_of(pairs, "box")
+    width, height = pairs[column][0].size
+    return Tokens(values / torch.tensor([width, height, width, height]), mask)
+
+
+def captions_of(pairs: Pairs) -> list[list[str]]:
+    """For each row of `scenes` a caption of every two things in either order, made as
+    `text` is of the first two."""
+    made = [[Thing(*thing) for thing in things] for _, things in pairs["image"].sources]
+    return [[f"{a} {_relation(a, b)} {b}" for a, b in permutations(things, 2)]
+            for things in made]
 
 
 def draw_scene(scene: tuple[str, tuple], folder: Path, size: int) -> Image.Image:
