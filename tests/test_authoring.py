@@ -11,6 +11,7 @@ from fake_claims import claim, data, result_of
 from nbformat import v4
 
 from alignkit import claims
+from alignkit.claims.registered import unseen
 from alignkit.course import authoring, card, study
 from alignkit.course.notebook import _write, build, read, script
 
@@ -230,6 +231,7 @@ def made(tmp_path, monkeypatch):
         NEEDS=("x",), data=lambda scale, own: data(0).train,
         claims=lambda pairs, scale: [claim()]))
     monkeypatch.setattr(study, "stored", lambda slug: [found])
+    monkeypatch.setattr(study, "unseen", lambda *_: "")
     monkeypatch.setattr(study, "rerun", lambda slug, claims: claims_runs(claims))
     return study.Study("fake", "tiny")
 
@@ -246,9 +248,28 @@ def test_a_study_runs_the_claims_beside_what_was_predicted(made, capsys):
     low, high = (f"{result.prediction[k]:+.3f}" for k in ("low", "high"))
     assert f"fake, seed 3: {found['fake'][1]:+.3f}, inside [{low}, {high}]" in out
     assert f"less {result.figures[0]['less']:.3f}, more " in out
-    assert made.train("fake", 0)["more"].method.settings.effect == 0.1
+    assert not made.unseen and made.train("fake", 0)["more"].method.settings.effect == 0.1
     with pytest.raises(ValueError, match="fake has no claim fike; there are fake"):
         made.run([0], "fike")
+
+
+@pytest.mark.parametrize("scale, said", [
+    ("tiny", "no verdict is read off scale tiny; figures are not shown"),
+    ("small", "the design is not registered, so no figure is shown: alignkit register fake")])
+def test_before_its_registration_and_at_tiny_a_study_shows_no_figure(
+        made, capsys, monkeypatch, scale, said):
+    """Arms, steps and seconds instead; what it gives back is the same."""
+    shown = made.run([3])
+    monkeypatch.setattr(study, "unseen", unseen)
+    capsys.readouterr()
+    assert study.Study("fake", scale).run([3]) == shown
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"fake, seed 3: {said}" in out and "less 2 steps 0." in out
+    figures = [*made.runs.figures(made.claims["fake"], 3).values(), *shown["fake"]]
+    assert not [value for value in figures if f"{value:.3f}" in out]
+    monkeypatch.setattr(study, "stored", lambda slug: [])
+    study.Study("fake", scale).verdicts()
+    assert "nothing is published yet: alignkit register fake" in capsys.readouterr().out
 
 
 def test_of_many_figures_those_of_the_arms_are_printed(made, capsys, monkeypatch):

@@ -7,6 +7,7 @@ import torch
 
 from alignkit.claims import common
 from alignkit.claims.claim import Trained
+from alignkit.claims.runs import PILOT_SEEDS, TUNING_SEEDS
 from alignkit.data import Pairs, Splits
 from alignkit.parts import DualEncoder, Settings
 
@@ -49,8 +50,8 @@ def test_figures_by_arm_and_room():
 def test_every_paired_seed_has_a_shipped_model_of_its_own():
     models = [3, 5, 8]
     assert [common.model_of(100 + k, models, first=100) for k in range(3)] == models
-    assert {common.model_of(seed, models, first=100) for seed in (1000, 1001, 2000)} <= {
-        *models}
+    for seeds in (TUNING_SEEDS, PILOT_SEEDS[:3]):
+        assert {common.model_of(seed, models, first=100) for seed in seeds} == {*models}
     for seed in (99, 103):
         with pytest.raises(ValueError, match=f"seed {seed} has no model.*100 to 102"):
             common.model_of(seed, models, first=100)
@@ -77,3 +78,15 @@ def test_the_usual_settings():
     null = common.UNPAIRED
     assert (null.expected, null.margin) == (0.0, 0.02)
     assert null.transform is common.shuffled_training
+
+
+def test_what_chooses_weights_is_shuffled_too():
+    parts = Splits(*(pairs_of(n) for n in (12, 8, 9)))
+    null = common.UNLEARNED
+    assert (null.expected, null.margin) == (0.0, 0.02)
+    found = null.transform(parts, 3)
+    for part, mixed in zip((parts.train, parts.val), (found.train, found.val)):
+        assert sorted(mixed["text"]) == sorted(part["text"])
+        assert all(a != b for a, b in zip(mixed["text"], part["text"]))
+        assert torch.equal(mixed["image_features"], part["image_features"])
+    assert found.test is parts.test

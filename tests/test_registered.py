@@ -7,8 +7,8 @@ import pytest
 from fake_claims import claim, result_of
 from fake_claims import data as splits_of
 
-from alignkit.claims import current, register, run
-from alignkit.claims.registered import design, design_hash, registrations
+from alignkit.claims import command, current, register, results, run
+from alignkit.claims.registered import design, design_hash, registrations, unseen
 from alignkit.claims.results import values_hash
 from alignkit.claims.runner import before
 from alignkit.claims.runs import _falls
@@ -47,6 +47,37 @@ def test_a_registration_is_kept_with_its_reason(tmp_path, one, monkeypatch):
     register("fake", [changed], opened, reason="three is needed", folder=tmp_path)
     assert [r["reason"] for r in registrations("fake", tmp_path)] == ["", "three is needed"]
     assert current("fake", [one], tmp_path) is None  # the old one stays listed, no more
+
+
+def test_no_figure_before_the_registration_nor_at_tiny(tmp_path, one, monkeypatch):
+    opened = opened_of([one], tmp_path / "work")
+    monkeypatch.setattr("alignkit.claims.registered.code_hash", lambda slug: "code")
+    changed = replace(one, margin=0.03)
+    before_it = [unseen("fake", [one], scale, tmp_path) for scale in ("tiny", "small", "gpu")]
+    assert all("not shown" in said or "no figure is shown" in said for said in before_it)
+    assert "alignkit register fake, commit it" in before_it[1]
+    register("fake", [one], opened, folder=tmp_path)
+    assert [bool(unseen("fake", [one], scale, tmp_path)) for scale in ("tiny", "small", "gpu")] == [
+        True, False, False]
+    assert unseen("fake", [changed], "small", tmp_path)
+    # Papers of before the rule have results and no registration.
+    assert not unseen("filip", [one], "small") and unseen("filip", [one], "tiny")
+
+
+def test_nothing_is_measured_at_small_before_the_registration(monkeypatch, tmp_path, one):
+    """Refused, with what to do; at tiny, and with results of before the rule, it runs."""
+    ran = []
+    monkeypatch.setattr(command, "_opened", lambda *_: (None, [one], {}))
+    monkeypatch.setattr(command, "run", lambda *_, **__: ran.append(1) or [])
+    monkeypatch.setattr(command, "paper", lambda slug: None)
+    with pytest.raises(ValueError, match="alignkit register fake, commit it.*--scale tiny"):
+        command.reproduce("fake")
+    assert not ran
+    with pytest.raises(ValueError, match="alignkit register minima"):  # of another design
+        command.reproduce("minima")
+    command.reproduce("fake", "tiny")
+    command.reproduce("filip", say=lambda said: ran.append(said))
+    assert ran == [1, "not registered: first run before the rule", 1]
 
 
 @pytest.mark.parametrize("change", [
@@ -101,8 +132,6 @@ def test_a_run_takes_the_registered_tuning_and_pilot(tmp_path, one):
 
 
 def test_kept_work_is_of_all_code_that_decides_and_of_no_other(tmp_path, monkeypatch):
-    from alignkit.claims import results
-
     files = {"claims/__init__.py": "", "claims/a.py": "from alignkit.parts import x\n",
              "claims/b.py": "", "claims/work.py": "from .runs import y\n", "claims/runs.py": "",
              "parts/__init__.py": "from .x import z\n", "parts/x.py": "z = 1\n", "cli.py": ""}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,9 @@ def test_a_result_in_words(tmp_path):
                  "rows: 14, present", "my pairs (user), scale small", "design      not registered"):
         assert part in text, part
     tiny = str(dataclasses.replace(result, scale="tiny"))
-    assert "no verdict is read off scale tiny" in tiny and "HOLDS" not in tiny
+    assert "no verdict is read off scale tiny; figures are not shown" in tiny
+    assert "less 2 steps, more 2 steps; 5 paired seeds" in tiny and "my pairs (user)" in tiny
+    assert "HOLDS" not in tiny and not re.search(r"\d\.\d", tiny)
     assert all(len(line) < 160 for line in text.splitlines())
 
 

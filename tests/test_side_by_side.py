@@ -118,7 +118,9 @@ def test_the_command_runs_these_claims_and_prints_the_table(monkeypatch, capsys,
     found = [SimpleNamespace(**vars(r), save=lambda folder: folder) for r in results()]
     monkeypatch.setattr("alignkit.claims.command.run", lambda slug, *rest, seeds, **more: (
         seen.append((slug, len(seeds))) or found))
-    assert cli.main(["compare", "--scale", "tiny", "--seeds", "5", "--out",
-                     str(tmp_path)]) == 0
-    assert seen == [("side-by-side", 5)]
-    assert "| gram | 0.25 ± 0.00" in capsys.readouterr().out
+    monkeypatch.setattr("alignkit.claims.command._opened", lambda *_: (None, [], {}))
+    for scale, shown in (("small", True), ("tiny", False)):
+        assert cli.main(["compare", "--scale", scale, "--seeds", "5", "--out",
+                         str(tmp_path)]) == 0
+        assert ("| gram | 0.25 ± 0.00" in capsys.readouterr().out) == shown
+    assert seen == [("side-by-side", 5)] * 2

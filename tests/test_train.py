@@ -66,7 +66,8 @@ def test_the_command_leaves_its_files(tmp_path, capsys):
     weights = load_file(out / "method.safetensors")
     assert weights.keys() == checkpoint_weights(out).keys()
     (figure, value), = report["figures"].items()
-    assert f"{figure}  {value:.4g}" in said and "written to" in said
+    assert f"{figure}  {value:.4g}" not in said and "written to" in said
+    assert "no verdict is read off scale tiny; figures are not shown" in said
     assert "estimate: about" in said and "logits of 100 rows" in said
 
 

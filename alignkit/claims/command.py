@@ -10,8 +10,8 @@ import torch
 
 from alignkit.claims import followed, paper, slugs
 from alignkit.claims.claim import Claim
-from alignkit.claims.registered import current, register
-from alignkit.claims.results import Result, values_hash
+from alignkit.claims.registered import BEFORE_THE_RULE, current, register, registrations
+from alignkit.claims.results import Result, measured, values_hash
 from alignkit.claims.runner import FEWEST, before, estimated, run
 from alignkit.claims.train import own_pairs, remade
 from alignkit.claims.work import Work
@@ -27,9 +27,10 @@ def reproduce(slug: str, scale: str = "small", seeds: int = 8, *, first: int | N
     """Re-run a paper's claims (SLUG.follow-up: its headline's follow-up) with `seeds` paired
     seeds from `first` on (default: the paper's `FIRST`, or 0); the results are written to
     `out`. pairs: a user's own, see `own_pairs`. jobs: processes (default: one a core, 4 at
-    most).
+    most). At tiny no figure is shown.
 
-    Raises ValueError for an unknown paper, too few seeds, or pairs that do not fit.
+    Raises ValueError for an unknown paper, too few seeds, pairs that do not fit, or a
+    design that must be registered first.
     """
     if seeds < FEWEST:
         raise ValueError(f"--seeds must be at least {FEWEST}, got {seeds}: fewer paired "
@@ -40,12 +41,17 @@ def reproduce(slug: str, scale: str = "small", seeds: int = 8, *, first: int | N
     if first is None:
         first = getattr(paper(slug), "FIRST", 0)
     if published and not registration:
-        say("this design is not registered (alignkit register): a try, not to be published")
+        if registrations(slug) or not measured(slug):
+            raise ValueError(
+                f"this design of {slug} is not registered, and nothing is measured before: "
+                f"alignkit register {slug}, commit it, then run again; to try the code: "
+                "--scale tiny")
+        say(BEFORE_THE_RULE)
     results = run(slug, claims, data, scale, seeds=range(first, first + seeds),
                   registration=registration, say=say, **rest)
     for result in results:
         say(f"\n{result}\n  written to  {result.save(out)}")
-    if hasattr(paper(slug), "table"):
+    if hasattr(paper(slug), "table") and scale != "tiny":
         say(f"\n{paper(slug).table(results)}")
     return results
 

@@ -115,7 +115,16 @@ def shuffled_training(splits: Splits, seed: int) -> Splits:
     return splits._replace(train=shuffle_pairs(splits.train, "text", seed))
 
 
+def shuffled_learning(splits: Splits, seed: int) -> Splits:
+    """A null's `transform`: nor does a validation picture. Where weights are chosen on the
+    validation rows (`select_by`), these must not say what belongs together either."""
+    return shuffled_training(splits, seed)._replace(
+        val=shuffle_pairs(splits.val, "text", seed + 1))
+
+
+# The control of papers whose results are older; their weights were chosen on true pairs.
 UNPAIRED = Null("training pairs shuffled", shuffled_training, 0.0, 0.02)
+UNLEARNED = Null("training and validation pairs shuffled", shuffled_learning, 0.0, 0.02)
 
 
 def nothing_paired(splits: Splits, seed: int) -> Splits:
@@ -127,14 +136,16 @@ def nothing_paired(splits: Splits, seed: int) -> Splits:
 def model_of(seed: int, models: Sequence[int], first: int = 0) -> int:
     """The shipped model (`shipped.units` lists them) that a run with `seed` takes: each
     paired seed, from `first` on, has one of its own, for two seeds of one model are not
-    independent; tuning and pilot seeds take any.
+    independent; the tuning seeds take models that differ, and so do the pilot's.
 
     Raises ValueError for a paired seed without a model.
     """
-    if seed < TUNING_SEEDS[0] and not first <= seed < first + len(models):
+    paired = seed < TUNING_SEEDS[0]
+    if paired and not first <= seed < first + len(models):
         raise ValueError(f"seed {seed} has no model of its own: there are {len(models)}, "
                          f"for the paired seeds {first} to {first + len(models) - 1}")
-    return models[(seed - first) % len(models)]
+    place = seed - first if paired else seed // 1000 + seed % 1000  # 1000, 2000 -> 1, 2
+    return models[place % len(models)]
 
 
 # Scenes and their single objects ------------------------------------------------------

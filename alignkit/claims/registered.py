@@ -15,7 +15,9 @@ from datetime import date
 from pathlib import Path
 
 from alignkit.claims.claim import Claim
-from alignkit.claims.results import FOLLOW_UP, code_hash, headline, versions
+from alignkit.claims.results import (
+    FOLLOW_UP, TRIED, code_hash, headline, measured, versions,
+)  # fmt: skip
 from alignkit.stats import HOLDS
 
 FOLDER = Path(__file__).parent / "registered"
@@ -60,6 +62,21 @@ def current(slug: str, claims: Sequence[Claim], folder: Path = FOLDER) -> dict |
     """The newest registration, if it is of these claims; else None."""
     there = registrations(slug, folder)
     return there[-1] if there and there[-1]["hash"] == design_hash(claims) else None
+
+
+def unseen(slug: str, claims: Sequence[Claim], scale: str, folder: Path = FOLDER) -> str:
+    """Why no figure of an arm is shown: at tiny, and of a paper without results before its
+    design is registered, for who has seen one does not choose a margin freely any more.
+    Empty where figures are shown."""
+    if scale == "tiny":
+        return TRIED
+    there = registrations(slug, folder)
+    if scale == "small":
+        there = current(slug, claims, folder)
+    if there or measured(slug):
+        return ""
+    return (f"the design is not registered, so no figure is shown: alignkit register {slug}, "
+            f"commit it, then alignkit reproduce {slug}")
 
 
 def register(slug: str, claims: Sequence[Claim], opened: dict, reason: str = "",

@@ -17,6 +17,7 @@ from alignkit.data import Pairs
 FOLDER = Path(__file__).parent / "results"
 PACKAGE = Path(__file__).parents[1]
 FOLLOW_UP = ".follow-up"  # SLUG.follow-up: the follow-up of a paper's headline
+TRIED = "no verdict is read off scale tiny; figures are not shown"
 
 
 @dataclass(frozen=True)
@@ -103,18 +104,17 @@ class Result:
         return f"follow-up: {self.when}" if self.when else "headline" * self.headline
 
     def __str__(self) -> str:
+        if self.scale == "tiny":
+            return self._tried()
         i, null, look = self.interval, self.null, self.looks[-1]
         arms = (f"{self.baseline} {self.mean(self.baseline):.3f}, "
                 f"{self.method} {self.mean(self.method):.3f}"
                 if {self.baseline, self.method} <= set(self.figures[0]) else "")
-        if self.scale == "tiny":
-            said = "no verdict is read off scale tiny: it tries the code"
-        else:
-            said = self.says().upper()
         looks = "after a second look " if len(self.looks) > 1 else ""
         c = self.corrected
         return "\n".join([
-            f"{self.slug} · {self.claim}{f' ({self.place()})' * bool(self.place())}: {said}",
+            f"{self.slug} · {self.claim}{f' ({self.place()})' * bool(self.place())}: "
+            f"{self.says().upper()}",
             f"  claim       {self.sentence}",
             f"  {self.figure:11} {arms}",
             f"  difference  {i['mean']:+.3f}, {100 * look['level']:g} % interval "
@@ -133,6 +133,20 @@ class Result:
               if (paper := self.paper) else []),
             f"  data        {self.data['name']} ({self.data['kind']}), scale {self.scale}",
             f"  design      {self.registration or 'not registered'}",
+            f"  cost        {self.seconds:.0f} s for all claims of the paper, peak "
+            f"{self.peak_memory_mb} MB",
+        ])
+
+    def _tried(self) -> str:
+        """At tiny the file keeps the figures and nobody is shown them."""
+        budgets, steps = self.settings["budgets"], self.settings["budget"]["steps"]
+        arms = ", ".join(f"{name} {budgets.get(name, {}).get('steps', steps)} steps"
+                         for name in self.settings["tuned"])
+        return "\n".join([
+            f"{self.slug} · {self.claim}{f' ({self.place()})' * bool(self.place())}: {TRIED}",
+            f"  claim       {self.sentence}",
+            f"  arms        {arms}; {len(self.seeds)} paired seeds",
+            f"  data        {self.data['name']} ({self.data['kind']}), scale {self.scale}",
             f"  cost        {self.seconds:.0f} s for all claims of the paper, peak "
             f"{self.peak_memory_mb} MB",
         ])

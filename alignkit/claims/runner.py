@@ -68,9 +68,10 @@ def before(pieces: Work, claims: Sequence[Claim], say: Callable[[str], None] = p
     say(f"tuned on validation: {tuned}")
     if edges:
         say(f"at an edge of the grid: {', '.join(edges)}")
-    if stuck := [name for name, points in falls.items() if points and not any(
-            fell is not False for fell in points)]:
-        say(f"training loss does not fall: {', '.join(stuck)}")
+    stuck = [name for name, points in falls.items() if points and not any(
+        fell is not False for fell in points)]
+    say(f"training loss does not fall: {', '.join(stuck)}" if stuck else
+        "training loss falls: of every arm")
     rows, found = pieces.pilots(), {}
     for claim in claims:
         mine = [row["claims"][claim.name] for row in rows]

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from alignkit.claims import measured, paper
 from alignkit.claims.claim import Claim, Trained
+from alignkit.claims.registered import unseen
 from alignkit.claims.results import code_hash, data_facts, peak_memory_mb, versions
 from alignkit.claims.runs import Runs
 from alignkit.data import Pairs
@@ -82,7 +83,8 @@ def train(slug: str, folder: Path | str, scale: str = "small", claim: str | None
         "code": code_hash(slug), "peak_memory_mb": peak_memory_mb()}
     if state.is_main_process:
         _write(folder, method, report)
-    say("\n".join(f"{key}  {value:.4g}" for key, value in figures.items()))
+    say(unseen(slug, found, scale) or "\n".join(
+        f"{key}  {value:.4g}" for key, value in figures.items()))
     say(f"written to {folder / 'method.safetensors'} and {folder / 'train.json'}")
     return report
 

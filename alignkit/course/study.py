@@ -12,7 +12,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignkit.claims import Result, Trained, paper, rerun, stored
+from alignkit.claims import Claim, Result, Trained, paper, rerun, stored
+from alignkit.claims.registered import unseen
 from alignkit.claims.train import own_pairs
 from alignkit.course import plots
 
@@ -30,6 +31,7 @@ class Study:
         published: name -> Result, a follow-up among them; empty before the first publication.
         compared: whether differences are asserted against the published ones: only at
             the scale and on the data that these were measured with.
+        unseen: why no figure is shown (at tiny, before the registration), or "".
     """
 
     def __init__(self, slug: str, scale: str = "small", own: str = ""):
@@ -40,6 +42,7 @@ class Study:
         self.pairs = module.data(scale, mine)
         self.claims = {c.name: c for c in module.claims(self.pairs, scale)}
         self.published = {r.claim: r for r in stored(slug)}
+        self.unseen = unseen(slug, list(self.claims.values()), scale)
         self.runs = rerun(slug, list(self.claims.values()))
         scales = {r.scale for r in self.published.values()}
         self.compared = not own and scales == {scale}
@@ -61,6 +64,7 @@ class Study:
 
     def run(self, seeds: Sequence[int], *names: str) -> dict[str, list[float]]:
         """Run the claims with these seeds, by default all of them; claim -> differences.
+        Where figures are `unseen`, what was run is printed in their place.
 
         A seed that was published must give a difference that the published ones allow;
         of other seeds one in twenty lies outside the interval by chance, so it is said.
@@ -75,6 +79,9 @@ class Study:
                 figures = self.runs.figures(claim, seed)
                 difference = claim.difference(figures)
                 found[claim.name].append(difference)
+                if self.unseen:
+                    self._print_tried(claim, seed)
+                    continue
                 said = self._expected(claim.name, seed, difference)
                 _print(f"{claim.name}, seed {seed}: {difference:+.3f}, {said}")
                 if len(figures) > MANY:  # what more there is has a table of its own
@@ -88,7 +95,7 @@ class Study:
         results = [self.published[name] for name in names or [*self.claims, *then]
                    if name in self.published]
         if not results:
-            print(f"nothing is published yet: alignkit reproduce {self.slug}")
+            print(f"nothing is published yet: alignkit register {self.slug}")
             return
         _table(results)
         for r in results:
@@ -101,6 +108,13 @@ class Study:
                        f"{r.paper['method']:g} ({r.paper['source']})")
         plots.show(_figure(results), "Intervals in units of each claim's margin: "
                    + "; ".join(f"{r.claim} {verdict_of(r)}" for r in results))
+
+    def _print_tried(self, claim: Claim, seed: int) -> None:
+        """Arms, steps and seconds."""
+        runs = {name: arm.history for name, arm in self.runs.trained(claim, seed).items()}
+        _print(f"{claim.name}, seed {seed}: {self.unseen}")
+        _print(", ".join(f"{name} {len(h.steps)} steps {h.seconds:.1f} s" if h
+                         else f"{name} not trained" for name, h in runs.items()), "    ")
 
     def _named(self, names: Sequence[str]) -> list:
         if unknown := [name for name in names if name not in self.claims]:
