@@ -27,7 +27,7 @@ PAPERS, FURTHER, CORES = 55, 8, 2  # the whole course
 MINUTES, QUICK_MINUTES = 45, 3  # of all tests, of `-m quick`
 # What goes in turns goes by the day of the year; workers take the first process's.
 DAY = int(os.environ.setdefault("ALIGNKIT_DAY", str(date.today().timetuple().tm_yday)))
-SLOW = 3  # CPU seconds from which a test is no longer quick
+SLOW = 2  # CPU seconds from which a test is no longer quick
 
 
 @dataclass

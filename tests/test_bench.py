@@ -17,6 +17,7 @@ PRESENT = [(name, who) for name, contest in CONTESTS.items() for who in contest.
            if who not in contest.needs or installed(contest.needs[who])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, who", [x for x in PRESENT if x[0] != "features"])
 def test_every_contestant_works(name, who):
     figures = child.measure(name, who, CONTESTS[name].warm)
@@ -89,6 +90,7 @@ def test_rounds_medians_and_ratios(monkeypatch, tmp_path):
         bench.write_readme(found, readme)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said(monkeypatch):
     with pytest.raises(ValueError, match="bench has loss.*got speed"):
         bench.bench(["speed"])

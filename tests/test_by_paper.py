@@ -86,7 +86,7 @@ def test_the_table_marks_what_is_over():
     assert line["tea-leaf"].endswith("46.0  OVER: own tests, notebook")
     assert line["median"].split() == "median of papers 4.0 9.0 20.0".split()
     assert [text for text in lines if "not marked slow" in text] == [
-        "over 3 s and not marked slow: tests/test_pot.py::test_a"]
+        "over 2 s and not marked slow: tests/test_pot.py::test_a"]
     assert f"{minutes(TESTS, 8.0):.1f} minutes at the medians" in line["all"]
     assert "-m quick" in line["-m"] and "1.8 minutes at the medians" in line["-m"]  # 218 / 120
     slow = {test: seconds + 10 for test, seconds in TESTS.items()}
@@ -116,6 +116,7 @@ def test_the_steps_before_the_tests_grow_but_for_the_installation():
     assert not any("OVER" in line for line in table(Spent(TESTS, [], 8.0))[-2:])
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_file_by_paper_and_their_seconds_are_summed(tmp_path):
     """A run of its own: 12 shared tests of two papers and a child that uses CPU."""
     for folder in ("tests", "alignkit/methods", "notebooks"):

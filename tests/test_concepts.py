@@ -42,6 +42,7 @@ def test_the_order_of_keywords_is_drawn_and_stays(known, pairs):
     assert all(fewer["keywords"][i] == told[fewer.ids[i]] for i in shared)
 
 
+@pytest.mark.slow
 def test_features_are_kept_and_the_hash_tells():
     known = emoji()
     known = known.with_features(image_layer0=known.item[:, None].float())

@@ -97,6 +97,7 @@ def test_claim_runs_to_a_verdict(name, tmp_path):
     assert kept.figures == result.figures  # read back, not computed again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["captioner", "cca", "ranking"])
 def test_a_built_in_effect_is_found(name, tmp_path):
     """The machinery must see an effect that is there by construction."""

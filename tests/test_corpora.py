@@ -126,6 +126,7 @@ def test_what_differs_is_not_one_group(base):
     assert base.group.bincount().max() <= 30
 
 
+@pytest.mark.slow
 def test_no_near_duplicate_is_missed(base):
     """Every pair of drawings that differ by less than 0.05 at 32 px is in one group;
     faces, whose expression is the whole difference, are excepted."""

@@ -241,6 +241,7 @@ def test_build_names_the_line_that_is_wrong(tmp_path, text, message):
         build(tmp_path / "a.py", tmp_path / "a.ipynb")
 
 
+@pytest.mark.slow
 def test_execute_keeps_clean_outputs(small):
     cells = [cell for cell in read(small).cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == [1, 2, 3, 4, 5, 6]
@@ -287,6 +288,7 @@ def test_a_failing_notebook_is_not_written(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ipynb", "a.py"]
 
 
+@pytest.mark.slow
 def test_run_cells_tries_stub_and_answers(small):
     link = "cosine = exercises.cosine."
     wrong = f"{link}mistakes['not normalised'].function"

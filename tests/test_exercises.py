@@ -78,6 +78,7 @@ def test_a_mistake_is_caught_and_explained(place, name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", EXERCISES)
 def test_each_mistake_is_told_on_the_cases_of_any_seed(place):
     """`grade` draws a seed that nobody knows: the marks must not depend on it."""

@@ -178,6 +178,7 @@ def indexed(folder: Path) -> int:
     return sum(path.read_text().count('"file"') for path in folder.rglob("index.json"))
 
 
+@pytest.mark.slow
 def test_work_goes_on_after_a_kill(own_cache, tmp_path):
     process = start(0.05, 1000, tmp_path / "log")
     end = time.monotonic() + 60
@@ -230,6 +231,7 @@ def test_shards_stay_under_their_size_and_keep_the_order(own_cache, monkeypatch)
     assert encoded(numbers(600)) == 0
 
 
+@pytest.mark.slow
 def test_reading_maps_the_shards(own_cache, tmp_path):
     """Beside the 256 MiB result a read holds little: shards are not loaded whole."""
     code = textwrap.dedent("""

@@ -134,6 +134,7 @@ def python(code: str) -> str:
                           check=True, cwd=ROOT).stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modules", ["alignkit", "alignkit.data, alignkit.parts",
                                      "alignkit.training, alignkit.claims, alignkit.cli"])
 def test_imports_load_nothing_heavy(modules):

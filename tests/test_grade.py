@@ -443,6 +443,7 @@ def test_a_terminal_of_another_encoding_changes_no_marks(tmp_path, encoding):
     assert b"01-shared-space.ipynb: 3/3  cosine right, hit_at_1 right" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_check_in_a_script_on_such_a_terminal():
     code = ("from alignkit.course.shared_space import modality_gap as e\n"
             "e.check(e.reference)")

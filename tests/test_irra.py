@@ -303,6 +303,7 @@ def test_map_counts_every_row_of_an_identity():
     assert claims.identity_map(m, few) == pytest.approx(total, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_words_are_filled_in_from_the_picture_that_is_given():
     """A picture that says which noun: its own helps, another one does not."""
     m, pairs = model(width=16, instances=4)

@@ -179,6 +179,7 @@ def test_the_packaged_encoders_say_it_too(name, long, unknown):
     assert "2 of 4 distinct rows of 'text' are without a piece" in words
 
 
+@pytest.mark.slow
 def test_an_index_of_an_earlier_version_is_read():
     """It has no notes; its features stay."""
     pairs = Pairs.make({"text": ["a cat"]})

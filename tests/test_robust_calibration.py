@@ -167,6 +167,7 @@ def tiny():
     return claims, splits, Trained(method, splits, None)
 
 
+@pytest.mark.slow
 def test_without_a_head_both_attacks_are_one(tiny):
     """So the gain that an adaptive attack takes is measured against one number."""
     _, splits, none = tiny

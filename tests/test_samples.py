@@ -152,6 +152,7 @@ def test_ids_that_are_numbers_are_written_out_and_train():
 
 
 # --- one writer, and what was left -----------------------------------------------------
+@pytest.mark.slow
 def test_a_second_writer_is_refused(tmp_path):
     code = textwrap.dedent(f"""
         import sys

@@ -85,6 +85,7 @@ def test_what_differs_is_not_one_group(base):
     assert len(base.group.unique()) > 740 and base.group.bincount().max() <= 8
 
 
+@pytest.mark.slow
 def test_all_drawings_and_no_near_duplicate_is_missed(base):
     """No picture is blank, and drawings of different groups differ, mirrored or not."""
     small = [draw(path, 64).reduce(2) for path in base["image"].sources]

@@ -143,6 +143,7 @@ def test_corrected_interval_worked_by_hand():
     assert found.high - 2 == pytest.approx(4.302653 * math.sqrt(1 / 3 + 1 / 2), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_corrected_interval_covers_under_its_own_model():
     """Nadeau and Bengio's model: splits of one pool whose differences are correlated
     by n_test / (n_test + n_train)."""
@@ -167,6 +168,7 @@ def test_stein_worked_by_hand():
     assert second_look([1, 2, 3], 3) == pytest.approx(t_interval([1, 2, 3]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sd", [0.02, 0.3, 3.0])  # the rule asks for few, some, all
 def test_two_looks_err_in_five_percent_whatever_the_variance(sd):
     """First look at 97.5 %; where it excludes neither 0 nor the margin, Stein's second.
@@ -184,6 +186,7 @@ def test_two_looks_err_in_five_percent_whatever_the_variance(sd):
     assert missed / 6000 <= 0.06 and missed / 6000 >= 0.02
 
 
+@pytest.mark.slow
 def test_peeking_without_a_rule_errs_more():
     """What the two looks are for: an interval that is looked at after every seed."""
     rng, missed = np.random.default_rng(5), 0

@@ -215,6 +215,7 @@ def test_a_run_goes_on_in_shards_in_copies_and_alone(several):
         assert torch.allclose(method.state_dict()[name], weight, atol=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["DDP", "chunk", "FSDP2"])
 def test_a_loss_that_is_not_finite_in_one_process_stops_both(several, kind):
     folder, ends = several
@@ -226,6 +227,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(several, kind):
     assert checkpoint.newest(folder / f"broken {kind}")[1]["step"] == 3
 
 
+@pytest.mark.slow
 def test_what_does_not_go_with_shards_is_refused(several):
     for end in several[1]:
         assert "chunk does not go with FSDP2" in end["said"]["FSDP2 chunk"]

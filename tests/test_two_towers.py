@@ -226,6 +226,7 @@ def test_weight_decay_shrinks_and_its_absence_is_adam():
 
 
 # The script -----------------------------------------------------------------------------
+@pytest.mark.slow
 def test_the_script_trains_and_goes_on(tmp_path, monkeypatch, capsys):
     def call(*more: str) -> None:
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path), "--each", "2",

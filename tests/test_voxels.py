@@ -175,6 +175,7 @@ def bars(n: int = 30) -> Pairs:
                       labels={"kind": kind})
 
 
+@pytest.mark.slow
 def test_the_script_teaches_what_a_solid_looks_like():
     script, pairs = runpy.run_path(str(SCRIPT)), bars()
     own = dealt(pairs.labels["kind"], 0)

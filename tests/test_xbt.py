@@ -254,6 +254,7 @@ def tiny() -> Pairs:
     return claims.data("tiny")
 
 
+@pytest.mark.slow
 def test_no_held_out_text_is_in_the_corpus(tiny):
     found = claims.claims(tiny, "tiny")[0].arms["old"].data(1000)
     held = {text.lower() for part in found[1:] for text in part["text"]}

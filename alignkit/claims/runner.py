@@ -70,8 +70,8 @@ def before(pieces: Work, claims: Sequence[Claim], say: Callable[[str], None] = p
         say(f"at an edge of the grid: {', '.join(edges)}")
     stuck = [name for name, points in falls.items() if points and not any(
         fell is not False for fell in points)]
-    say(f"training loss does not fall: {', '.join(stuck)}" if stuck else
-        "training loss falls: of every arm")
+    say(f"the training loss of {', '.join(stuck)} does not fall" if stuck else
+        "the training loss of every arm falls")
     rows, found = pieces.pilots(), {}
     for claim in claims:
         mine = [row["claims"][claim.name] for row in rows]
