@@ -164,7 +164,7 @@ BAD = {  # -> what is done to a good table of four rows, what the message must s
                          ("line 5", "quotes")),
     "identical rows": (lambda path, lines: [*lines, lines[2]],
                        ("line 6", "same picture and caption", "line 3")),
-    "too few items": (lambda path, lines: lines, ("4 different pictures", "60")),
+    "too few items": (lambda path, lines: lines, ("4 different items", "60")),
     "no rows": (lambda path, lines: lines[:1], ("no rows",)),
 }
 

@@ -243,7 +243,7 @@ def test_matched_and_same_category_on_a_case_by_hand():
 def test_data_says_what_is_missing():
     with pytest.raises(ValueError, match="--pairs FOLDER"):
         claims.data("full")
-    with pytest.raises(ValueError, match="8 different shapes"):
+    with pytest.raises(ValueError, match="8 different items"):
         claims.data("gpu", two_views(8))
 
 

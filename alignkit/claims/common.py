@@ -38,21 +38,30 @@ def rates(*rates: float) -> tuple[dict, ...]:
 
 # Corpora ------------------------------------------------------------------------------
 
-def image_text(scale: str, pairs: Pairs | None = None, limit: int | None = None) -> Pairs:
-    """The user's `pairs` if given, else the emoji corpus (`limit` groups of it).
+def corpus(scale: str, pairs: Pairs | None, ours: Callable[[], Pairs],
+           bring: str = "FOLDER") -> Pairs:
+    """The user's `pairs` if given, else `ours()`; bring: what `--pairs` must name.
 
     Raises ValueError for fewer than 60 items, or at 'gpu' and 'full' without pairs: these
     scales are for real data sets.
     """
     if pairs is None:
         if scale in ("gpu", "full"):
-            raise ValueError(f"scale {scale!r} needs pairs of your own (--pairs TABLE): the "
-                             "emoji corpus is for 'tiny' and 'small'")
-        pairs = emoji(limit=limit)
+            raise ValueError(f"scale {scale!r} needs pairs of your own (--pairs {bring}): our "
+                             "corpus is for 'tiny' and 'small'")
+        pairs = ours()
     if (items := len(pairs.item.unique())) < FEWEST_ITEMS:
-        raise ValueError(f"pairs has {items} different pictures, at least {FEWEST_ITEMS} "
-                         "are needed for training, validation and test")
+        raise ValueError(f"pairs has {items} different items (pictures, shapes), at least "
+                         f"{FEWEST_ITEMS} are needed for training, validation and test")
     return pairs
+
+
+def image_text(scale: str, pairs: Pairs | None = None, limit: int | None = None) -> Pairs:
+    """The user's `pairs` if given, else the emoji corpus (`limit` groups of it).
+
+    Raises ValueError as `corpus` does.
+    """
+    return corpus(scale, pairs, lambda: emoji(limit=limit), "TABLE")
 
 
 def pooled(scale: str, pairs: Pairs | None, s: Encoders, limit: int | None = None) -> Pairs:

@@ -73,14 +73,11 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     [n, amounts, d_k], captions joined; `text_repeated_layer<k>` [n, 1, d_k], the first one as
     often as the rich input has others. Tables `frames`, `captions`: the amounts there are.
 
-    Raises ValueError at 'gpu' and 'full' without pairs, and for own pairs of fewer than 60
-    items, with neither `video` nor `image`, or with an item of a single caption.
+    Raises ValueError as `image_text` does, and for own pairs with neither `video` nor
+    `image`, or with an item of a single caption.
     """
     s = SCALES[scale]
-    if pairs is None:
-        if scale in ("gpu", "full"):
-            raise ValueError(f"scale {scale!r} needs pairs of your own (--pairs FOLDER) with "
-                             "videos and several captions each, such as MSR-VTT")
+    if pairs is None and scale in ("tiny", "small"):
         known = add_features(emoji(), "image", s.image, layers="all")
         pairs, views = concepts(known, max(s.captions)), VIEWS
         texts = [words.split(SEPARATOR) for words in pairs["keywords"]]

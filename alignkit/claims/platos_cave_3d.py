@@ -46,7 +46,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import FEWEST_ITEMS, GPU, UNPAIRED, Encoders, by_arm, gains
+from alignkit.claims.common import GPU, UNPAIRED, Encoders, by_arm, corpus, gains
 from alignkit.data import Pairs, Splits
 from alignkit.data.furniture import furniture
 from alignkit.encoders import add_features
@@ -86,23 +86,21 @@ SCALES = {
 }
 
 
+def one_piece_a_name() -> Pairs:
+    """Furniture, of each name the first piece."""
+    pairs = furniture()
+    return pairs.select(pairs.first_of_item())
+
+
 def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     """Furniture, one piece a name, or the user's `pairs` with `points` [n, p, 3] and
     `text`; with the features of points, texts and, where there are any, pictures.
     `points_features` of the user's own are taken as they are.
 
-    Raises ValueError for fewer than 60 items, or at 'gpu' and 'full' without pairs.
+    Raises ValueError as `corpus` does.
     """
     s, own = SCALES[scale], pairs is not None
-    if not own:
-        if scale in ("gpu", "full"):
-            raise ValueError(f"scale {scale!r} needs pairs of your own (--pairs FOLDER, as "
-                             "Pairs.save writes it): furniture is for 'tiny' and 'small'")
-        pairs = furniture()
-        pairs = pairs.select(pairs.first_of_item())
-    if (items := len(pairs.item.unique())) < FEWEST_ITEMS:
-        raise ValueError(f"pairs has {items} different shapes, at least {FEWEST_ITEMS} are "
-                         "needed for anchors, validation and queries")
+    pairs = corpus(scale, pairs, one_piece_a_name)
     for column in ("points", "text", "image"):
         if column in pairs.columns and f"{column}_features" not in pairs.columns:
             pairs = add_features(pairs, column, getattr(s, column))
