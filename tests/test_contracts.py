@@ -83,6 +83,7 @@ def test_interrupted_run_ends_with_the_same_bits(name, tmp_path):
         assert torch.equal(tensor, again.state_dict()[key]), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SKELETONS)
 def test_claim_runs_to_a_verdict(name, tmp_path):
     c = claim(name)

@@ -139,6 +139,7 @@ def test_transparent_parts_are_white():
     assert torch.equal(features[0], features[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, inputs", [
     pytest.param("random:image:efficientnet-lite0", [picture(0), picture(1)],
                  marks=pytest.mark.slow),

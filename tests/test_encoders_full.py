@@ -49,6 +49,7 @@ def on_meta(monkeypatch):
                             raising=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_hf_models_at_full_size(name, on_meta, tmp_path):
     import transformers

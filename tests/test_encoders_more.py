@@ -217,6 +217,7 @@ def test_whisper_equals_ctranslate2():
         torch.testing.assert_close(pooled[4][row], wanted.mean(0), atol=1e-3, rtol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, inputs", [
     pytest.param("random:image:mobilenetv2", [picture(0), picture(1), picture(2)],
                  marks=pytest.mark.slow),

@@ -142,6 +142,7 @@ ANY = st.recursive(st.none() | st.booleans() | st.integers(-3, 10**6) | st.float
                    | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(300), deadline=None, suppress_health_check=list(HealthCheck))
 @given(name=st.sampled_from(sorted(FILES)), place=st.integers(0, 10**6), value=ANY,
        remove=st.booleans())

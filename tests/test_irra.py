@@ -273,7 +273,8 @@ def test_only_training_batches_are_drawn_also_after_a_validation(monkeypatch):
     assert len(calls) == 5
 
 
-@pytest.mark.parametrize("match", ["sdm", "itc", "multi"])
+@pytest.mark.parametrize("match", ["sdm", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ("itc", "multi"))])
 def test_it_learns_identities_and_to_fill_in_words(match):
     m, pairs = model(match=match, instances=4, width=16)
     before = claims.identity_map(m, pairs), claims.filled(m, pairs)

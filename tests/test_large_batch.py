@@ -106,6 +106,7 @@ def test_the_order_of_rows_does_not_matter(name):
         assert torch.allclose(left[order], right, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_finite_differences():
     a, b, items = rows("duplicates", n=70, d=5)
     a, b = a[55:], b[55:]

@@ -174,8 +174,10 @@ def loop_loss(method: OneEncoder, batch: dict, name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "dock", "fusion"), [
-    *(("image", "frozen", fusion) for fusion in FUSIONS),
-    ("speech", "frozen", "addition"), ("speech", "fresh", "addition")])
+    ("image", "frozen", "attention"), ("speech", "fresh", "addition"), *(
+        pytest.param(*names, marks=pytest.mark.slow) for names in (
+            *(("image", "frozen", fusion) for fusion in FUSIONS if fusion != "attention"),
+            ("speech", "frozen", "addition")))])
 def test_the_loss_equals_a_slow_loop_in_value_and_gradient(monkeypatch, name, dock, fusion):
     monkeypatch.setattr("alignkit.methods.oneencoder.IN_FRONT", 2)  # 15 take a minute
     some = pairs(3, 2)

@@ -13,6 +13,7 @@ def windows():
     return photographs(96, limit=30)
 
 
+@pytest.mark.slow
 def test_windows_are_squares_of_photographs(windows):
     assert len(windows.group.unique()) == 30 <= len(windows) <= 180
     assert windows["image"][0].size == (96, 96)

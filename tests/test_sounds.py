@@ -375,6 +375,7 @@ def test_an_odd_rate_costs_little_memory():
     assert len(got) == math.ceil(1113 * 16_000 / 11_127)
 
 
+@pytest.mark.slow
 def test_a_usual_and_an_odd_rate_give_the_same_features():
     rows = [(tones(rate, 0.6, 5000), rate) for rate in (16_000, 22_051, 44_101, 22_050)]
     found = load("random:sound:yamnet").encode(rows)[-1]

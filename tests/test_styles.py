@@ -63,6 +63,7 @@ def test_the_default_is_what_published_results_name(options, provenance, content
 # --- styles ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", OTHERS)
 def test_a_style_alone(style, base):
     needs_asset(STYLES[style].asset)
