@@ -9,8 +9,10 @@ import importlib
 import logging
 import random
 import socket
+import sqlite3
 import sys
 import threading
+import urllib.request
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from PIL import Image
 
 from alignkit.data import Lazy, Pairs, Provenance
 from alignkit.data.columns import BY_PROVENANCE, decided, digest
+from alignkit.data.code import is_python
 from alignkit.data.keys import content
 from alignkit.encoders import add_features
 
@@ -311,6 +314,65 @@ def test_an_imported_function_that_was_edited_is_another(tmp_path, monkeypatch):
         assert reds(Lazy([1, 2], module.read)) == [by, 2 * by]
         assert reds(Lazy([1, 2], lambda k: module.read(k))) == [by, 2 * by]
     sys.modules.pop("my_readers")
+
+
+OUTER = {  # how a reader takes in another module while it runs
+    "import": "def read(k):\n    import helper_of\n    return helper_of.plain(k)",
+    "from": "def read(k):\n    from helper_of import plain as p\n    return p(k)",
+    "by another": "def read(k):\n    import goes_on\n    return goes_on.plain(k)",
+    "of a package": "def read(k):\n    from pack.inner import plain\n    return plain(k)",
+    "at the top": "import goes_on\ndef read(k):\n    return goes_on.plain(k)",
+}
+
+
+@pytest.mark.parametrize("how", OUTER)
+def test_a_module_that_is_imported_while_it_reads_was_edited(tmp_path, monkeypatch, how):
+    """Before it was ever imported, the key holds the same as afterwards."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("")
+    (tmp_path / "pack" / "inner.py").write_text("from .deep import plain")
+    (tmp_path / "goes_on.py").write_text("from helper_of import plain")
+    for by in (3, 4):
+        text = ("from PIL import Image\ndef plain(k):\n"
+                f"    return Image.new('RGB', (2, 2), ({by} * k, 0, 0))\n")
+        for file in ("helper_of.py", "pack/deep.py"):
+            (tmp_path / file).write_text(text)
+        for name in ("helper_of", "goes_on", "pack", "pack.inner", "pack.deep"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        exec(OUTER[how], space := {"__name__": "__main__"})
+        column = Lazy([1, 2], space["read"])
+        assert reds(column) == [by, 2 * by] and encoded(column) == 0
+
+
+ASKED = {  # what a reader asks that no code tells
+    "environ": lambda k: (os.environ.get("MY_DATA"), plain(4 * k))[1],
+    "getenv": lambda k: (os.getenv("MY_DATA"), plain(4 * k))[1],
+    "urlopen": lambda k: (urllib.request.urlopen, plain(4 * k))[1],
+    "sqlite3": lambda k: (sqlite3.sqlite_version, plain(4 * k))[1],
+}
+
+
+@pytest.mark.parametrize("what", ASKED)
+def test_what_a_reader_asks_elsewhere_is_not_kept_and_said(own_cache, what):
+    with pytest.warns(UserWarning, match=f"not kept: they depend on what {what} gives"):
+        assert reds(Lazy([1, 2], ASKED[what])) == [4, 8]
+    assert not list(own_cache.rglob("*.safetensors"))
+
+
+def test_what_an_object_of_c_holds_is_not_told():
+    """sqlite3's are, though their module is a file of Python; one's own classes are not."""
+    class Slots:
+        __slots__ = ("a", "b", "__weakref__")
+
+    class Both(Slots):
+        pass
+
+    assert not is_python(sqlite3.Connection) and not is_python(sqlite3.Row)
+    assert not is_python(torch.Generator)
+    assert all(map(is_python, (Slots, Both, Red, Path, functools.partialmethod)))
 
 
 def test_loggers_and_locks_decide_nothing():

@@ -8,16 +8,29 @@ import sys
 import sysconfig
 import types
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib.machinery import PathFinder
+from importlib.util import resolve_name
 from itertools import pairwise
 
 LIBRARIES = tuple(os.path.realpath(sysconfig.get_path(name)) + os.sep
                   for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+# Names of what may give something else tomorrow, whatever the code: the environment,
+# addresses and data bases.
+ELSEWHERE = {"environ", "environb", "getenv", "urlopen", "urlretrieve", "requests", "httpx",
+             "aiohttp", "urllib3", "fsspec", "s3fs", "gcsfs", "boto3", "huggingface_hub",
+             "sqlite3", "psycopg", "psycopg2", "pymysql", "pymongo", "redis", "sqlalchemy",
+             "duckdb"}
 
 
 def is_python(kind: type) -> bool:
     """Is the class written in Python, so that nothing of its objects lies in C?"""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
-    return kind.__module__ == "__main__" or file.endswith(".py")
+    # Python's own objects hold no more than their slots, `__dict__` and weak references;
+    # sqlite3's are of C though their module is a Python file.
+    own = [*slots(kind), *({"__dict__", "__weakref__"} & vars(kind).keys())]
+    is_small = kind.__basicsize__ - kind.__base__.__basicsize__ <= 8 * len(own)
+    return is_small and (kind.__module__ == "__main__" or file.endswith(".py"))
 
 
 def slots(kind: type) -> Sequence[str]:
@@ -59,6 +72,35 @@ def attributes_set_by(code: types.CodeType) -> set[str]:
     """Names of attributes that a code sets."""
     return {step.argval for inner in _codes(code) for step in dis.get_instructions(inner)
             if step.opname == "STORE_ATTR"}
+
+
+def imported_by(code: types.CodeType, package: str | None) -> set[str]:
+    """Names of the modules that a code of `package` imports when it runs."""
+    found = set()
+    for inner in _codes(code):
+        steps = list(dis.get_instructions(inner))
+        for level, names_, step in zip(steps, steps[1:], steps[2:], strict=False):
+            if step.opname == "IMPORT_NAME":
+                with suppress(ImportError):  # of more dots than there are packages
+                    base = resolve_name("." * level.argval + step.argval, package)
+                    found |= {base, *(f"{base}.{name}" for name in names_.argval or ())}
+    return found
+
+
+def file_of(module: str) -> str | None:
+    """The Python file of a module that is no library's; it is not imported for that."""
+    if module in sys.modules:
+        file = getattr(sys.modules[module], "__file__", None)
+    else:
+        above, _, _ = module.rpartition(".")
+        places = None
+        if above:
+            if (at := file_of(above)) is None or not at.endswith("__init__.py"):
+                return None
+            places = [os.path.dirname(at)]
+        file = getattr(PathFinder.find_spec(module, places), "origin", None)
+    is_own = file and file.endswith(".py") and not os.path.realpath(file).startswith(LIBRARIES)
+    return file if is_own and module.partition(".")[0] != "alignkit" else None
 
 
 def is_library(x) -> bool:

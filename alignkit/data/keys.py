@@ -7,6 +7,7 @@ something out gives one picture the features of another, so whatever cannot be t
 named (`Key.untold`) and such features are not cached.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -24,7 +25,8 @@ import torch
 from torch import Tensor
 
 from alignkit.data.code import (
-    attributes_set_by, changed_by, is_library, is_python, names, slots,
+    ELSEWHERE, attributes_set_by, changed_by, file_of, imported_by, is_library, is_python,
+    names, slots,
 )  # fmt: skip
 from alignkit.data.links import walk
 
@@ -59,6 +61,7 @@ class Key:
         self._seen: dict[int, int] = {}
         self._kept: list = []  # so that no id is given twice
         self._lists: dict[str, list[str]] = {}
+        self._files: set[str] = set()  # of modules
         self._ways = self._how()
 
     def add(self, *parts: object) -> None:
@@ -164,6 +167,9 @@ class Key:
         if is_library(x):
             return self._version(x.__module__)
         self._each([x.__code__, x.__defaults__, x.__kwdefaults__, vars(x)])
+        if not (x.__module__ or "").startswith("alignkit."):
+            self._elsewhere(names(x.__code__))
+        self._imports(imported_by(x.__code__, x.__globals__.get("__package__")))
         changed = changed_by(x.__code__)  # a counter, say
         for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=True):
             try:
@@ -195,12 +201,29 @@ class Key:
         if is_library(x):
             return self._version(x.__name__)
         if file := getattr(x, "__file__", None):
-            return self._text(file)  # its whole text
+            self._text(file)  # its whole text
+            return self._imports({x.__name__})
         self.untold.append(f"the module {x.__name__}")
 
+    def _imports(self, modules: set[str]) -> None:
+        """The texts of the modules that are no libraries, and of those that they import."""
+        for module in sorted(modules):
+            file = file_of(module)
+            if file is None or file in self._files:
+                continue
+            self._files.add(file)
+            self.add("import", module, raw := Path(file).read_bytes())
+            package = module if file.endswith("__init__.py") else module.rpartition(".")[0]
+            with contextlib.suppress(SyntaxError, ValueError):
+                self._imports(imported_by(compile(raw, file, "exec"), package))
+
+    def _elsewhere(self, found: set[str]) -> None:
+        self.untold += [f"what {name} gives" for name in sorted(found & ELSEWHERE)]
+
     def _version(self, module: str | None) -> None:
-        top = sys.modules.get((module or "").partition(".")[0])
-        self.add(str(getattr(top, "__version__", "")))
+        top = (module or "").partition(".")[0]
+        self._elsewhere({top})
+        self.add(str(getattr(sys.modules.get(top), "__version__", "")))
 
     # Objects ---------------------------------------------------------------------------
     def _tensor(self, x: Tensor) -> None:
