@@ -1,6 +1,7 @@
 """Pictures of any mode, depth and orientation: the right bytes, or a clear refusal."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from alignkit.data import Lazy, Pairs
 from alignkit.data.pictures import open_picture, to_rgb
 from alignkit.encoders import load
+from alignkit.encoders.generic import middle
 
 
 def grey(picture) -> list[int]:
@@ -68,6 +70,47 @@ def test_16_bits_of_png_and_pgm_are_16_however_dark():
     assert grey(open_picture(file)) == [0, 0, 2]
     pgm = io.BytesIO(b"P5 3 1 65535\n" + bytes([0, 0, 0, 255, 2, 0]))
     assert grey(open_picture(pgm)) == [0, 0, 2]
+
+
+@pytest.mark.parametrize("x, seen", [
+    (np.uint8([[0, 128, 255]]), [255, 127, 0]), (np.float32([[0, 0.5, 1]]), [255, 127, 0]),
+    (np.uint16([[0, 0x8000, 0xFFFF]]), [255, 127, 0])])
+def test_a_tiff_whose_zero_is_white(x, seen):
+    raw = tiff(x).getvalue()
+    shows = bytes([6, 1, 3, 0, 1, 0, 0, 0, 1])  # PhotometricInterpretation
+    assert raw.count(shows) == 1
+    assert grey(open_picture(io.BytesIO(raw.replace(shows, shows[:8] + b"\0")))) == seen
+
+
+def test_a_value_that_is_not_drawn_in_grey_of_16_bits():
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data)
+        return len(data).to_bytes(4, "big") + kind + data + check.to_bytes(4, "big")
+
+    head = chunk(b"IHDR", bytes([0, 0, 0, 3, 0, 0, 0, 1, 16, 0, 0, 0, 0]))
+    row = zlib.compress(bytes([0, 0x80, 0, 0x12, 0x34, 0x12, 0x35]))
+    raw = b"\x89PNG\r\n\x1a\n" + head + chunk(b"tRNS", b"\x12\x34") + chunk(
+        b"IDAT", row) + chunk(b"IEND", b"")
+    assert grey(open_picture(io.BytesIO(raw))) == [128, 255, 0x12]
+
+
+def test_a_picture_without_pixels_is_refused():
+    for size in ((0, 4), (4, 0)):
+        with pytest.raises(ValueError, match=f"{size[0]} × {size[1]} has no pixels"):
+            to_rgb(Image.new("L", size))
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 25))
+@settings(max_examples=examples(60), deadline=None)
+def test_of_a_picture_that_is_far_too_long_the_middle_is_seen(width, height, most):
+    x = np.arange(width * height).reshape(height, width).astype(np.int32)
+    got = np.asarray(middle(Image.fromarray(x), most))
+    if max(width, height) <= most * min(width, height):
+        assert np.array_equal(got, x)
+        return
+    long = most * min(width, height)
+    assert got.min() + got.max() == x.max()  # as much is cut off on both sides
+    assert max(got.shape) in (long, long + 1) and min(got.shape) == min(x.shape)
 
 
 @pytest.mark.parametrize("x, message", [

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 80_000_000
-ORIENTATION, SAMPLE_FORMAT = 0x0112, 339  # tags of EXIF and of TIFF
+ORIENTATION, PHOTOMETRIC, SAMPLE_FORMAT = 0x0112, 262, 339  # tags of EXIF and of TIFF
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -37,21 +37,27 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     largest value needs, 8, 16 or all of them; floats by 255 if they lie in 0 … 1, not
     at all in 0 … 255.
 
-    Raises TypeError for what is no picture of PIL, ValueError for values out of these.
+    Raises TypeError for what is no picture of PIL, ValueError for one without pixels or
+    with values out of these.
     """
     if not isinstance(picture, Image.Image):
         raise TypeError("an image encoder needs PIL pictures, got "
                         f"{type(picture).__name__}: make the column Lazy pictures")
+    if not picture.width * picture.height:
+        raise ValueError(f"a picture of {picture.width} × {picture.height} has no pixels")
     tags = getattr(picture, "tag_v2", None)
     unsigned = tags is not None and 1 in tags.get(SAMPLE_FORMAT, (1,))
+    white_is_zero = tags is not None and tags.get(PHOTOMETRIC) == 0
     sixteen = picture.format in ("PNG", "PPM")  # grey of more than 8 bits is of 16
     picture = _upright(picture)
-    if picture.mode == "F":
-        picture = Image.fromarray(_floats(np.asarray(picture)))
-    elif picture.mode == "I":
-        picture = Image.fromarray(_integers(np.asarray(picture), unsigned, sixteen))
-    elif picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        x = np.asarray(picture)
+        grey = (_floats(x) if picture.mode == "F" else _integers(x, unsigned, sixteen)
+                if picture.mode == "I" else (x >> 8).astype(np.uint8))
+        grey = 255 - grey if white_is_zero else grey  # of 8 bits Pillow turns it itself
+        clear = picture.info.get("transparency")  # a value that is not drawn
+        picture = Image.fromarray(np.where(x == clear, np.uint8(255), grey)
+                                  if isinstance(clear, int) else grey)
     elif picture.mode == "La":  # converts to nothing else
         picture = picture.convert("LA")
     if picture.has_transparency_data:
