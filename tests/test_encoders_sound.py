@@ -54,6 +54,20 @@ def test_hf_sound_models_from_a_folder(tmp_path):
         assert cosines(tokens.values[row, :t], wanted[:t]).min() > 0.999
 
 
+def test_a_sound_shorter_than_a_window_is_encoded(tmp_path):
+    """The extractor of spectrograms refuses less than 25 ms, wav2vec 2.0 less than a step."""
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
+
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "intermediate_size": 8}
+    ASTModel(ASTConfig(**small, max_length=64)).save_pretrained(tmp_path)
+    ASTFeatureExtractor(max_length=64).save_pretrained(tmp_path)
+    encoder = load(f"hf:{tmp_path}")
+    one, padded = ((torch.ones(1), 16_000), (torch.eye(400)[0], 16_000))
+    found = encoder.encode([one, padded])[-1]
+    assert found.isfinite().all() and torch.equal(found[0], found[1])
+
+
 def test_hf_sound_and_text_towers(tmp_path):
     from tokenizers import Tokenizer, models
     from transformers import (

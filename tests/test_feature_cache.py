@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from test_encoders import TEXTS, picture
 
 from alignkit.data.columns import Lazy, Tokens
 from alignkit.data.fetch import asset, cache_dir
 from alignkit.data.pairs import Pairs
+from alignkit.data.pictures import to_rgb
 from alignkit.encoders import add_features, load
 from alignkit.encoders import cache as cache_module
 from alignkit.encoders import stored
@@ -96,6 +98,42 @@ def test_warm_features_cost_no_model(own_cache):
         assert not {{"timm", "transformers"}} & set(sys.modules)
     """)
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Faulty:
+    """Reads 40 rows; one of them is what `bad` says."""
+
+    def __init__(self, bad):
+        self.bad = bad
+
+    def __call__(self, k):
+        if k == 17 and isinstance(self.bad, Exception):
+            raise self.bad
+        return self.bad if k == 17 else Image.new("RGB", (2, 2))
+
+
+@pytest.mark.parametrize("bad, words", [
+    (KeyError("k"), "in row 17 of a column of pictures, 17"),
+    (OSError("gone"), "in row 17 of a column of pictures, 17"),
+    (None, "in the distinct row 17 of the column"),
+    (Image.new("RGB", (0, 3)), "in the distinct row 17 of the column")])
+def test_the_row_that_fails_is_named(own_cache, bad, words):
+    pairs = Pairs.make({"image": Lazy(range(40), Faulty(bad), version="1")})
+
+    def run(pictures, layers):
+        return {0: Output(torch.stack([torch.ones(3) * to_rgb(p).width for p in pictures]), None)}
+
+    encoder = Encoder("mine", "image", {0: 3}, "w", "p", lambda: run)
+    with pytest.raises((LookupError, OSError, TypeError, ValueError)) as told:
+        add_features(pairs, "image", encoder)
+    assert words in told.value.__notes__
+    if isinstance(bad, Exception):
+        assert told.value is bad
+        for call in (lambda: list(pairs["image"]), lambda: pairs.save(own_cache / "x")):
+            bad.__notes__.clear()
+            with pytest.raises(type(bad)):
+                call()
+            assert bad.__notes__ == [words]
 
 
 def test_add_features_refuses_what_it_cannot_encode(own_cache):

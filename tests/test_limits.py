@@ -1,6 +1,7 @@
 """Texts at an encoder's limits: the smallest limit holds, and what was cut or not
 understood is counted and said, with features out of the cache too."""
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -131,6 +132,19 @@ def test_texts_that_are_cut_or_unknown_are_counted_and_said(tmp_path):
         assert "such as 'dog dog" in cut and cut.startswith(name)
         assert f"3 of {len(texts)} distinct rows of 'text' are without a piece" in strange
         assert "such as '猫'" in strange
+
+
+def test_texts_without_any_token_are_zeros_alone_too(tmp_path):
+    """GPT's tokenizer puts no mark around a text: of "" nothing is left."""
+    name = model_folder(tmp_path / "m", "GPT2Model", None)
+    path = tmp_path / "m" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": None}))
+    encoder = load(name)
+    mixed = encoder.encode(["dog", "", " "])[-1]
+    assert (mixed[1:] == 0).all() and mixed[0].abs().sum() > 1
+    for texts in ([""], ["", " "]):
+        assert (encoder.encode(texts)[-1] == 0).all()
+        assert not encoder.encode(texts, tokens=True)[-1].mask.any()
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from alignkit.data.blobs import Blob, sound
 from alignkit.data.sounds import as_wave, decode
 from alignkit.encoders import load
 from alignkit.encoders import sound as resampling
-from alignkit.encoders.sound import resample
+from alignkit.encoders.sound import one_step, resample, to_waves
 
 
 @cache
@@ -156,6 +156,35 @@ def test_any_coding_length_and_channels_from_a_pipe_or_not(kind, n, channels, ra
     assert found == rate and len(got) == n
     np.testing.assert_allclose(got, x.mean(1), atol=steps.get(subtype, 2**-14))
     assert torch.equal(got, wave(file.getvalue()))
+
+
+@pytest.mark.parametrize("form", ["WAV", "AIFF", "AU", "W64", "CAF", "RF64", "FLAC", "OGG"])
+def test_a_tag_in_front_costs_no_sample(form):
+    """libsndfile skips the tag and then believes that the file is as much shorter."""
+    for size in (0, 7, 300):
+        tag = b"ID3\4\0\0" + bytes([0, 0, size >> 7, size & 127]) + bytes(size)
+        assert torch.equal(wave(tag + noise(form=form)), wave(noise(form=form)))
+
+
+@given(st.integers(1, 200), st.integers(1, 3), st.sampled_from([
+    (bits, wide) for wide in (2, 3, 4) for bits in range(8 * wide - 15, 8 * wide + 1)]),
+       st.sampled_from("<>"), st.integers(0, 2**16))  # fmt: skip
+@settings(max_examples=examples(60), deadline=None)
+def test_samples_wider_than_their_bits_are_read_from_the_upper_end(n, channels, kind, order,
+                                                                   seed):
+    bits, wide = kind
+    x = np.random.default_rng(seed).integers(-2**(bits - 1), 2**(bits - 1), (n, channels))
+    left = (x << 8 * wide - bits).astype("<i8" if order == "<" else ">i8")
+    rows = left.view(np.uint8).reshape(n, channels, 8)
+    data = rows[..., :wide].tobytes() if order == "<" else rows[..., 8 - wide:].tobytes()
+    head = struct.pack(f"{order}HHIIHH", 1, channels, 8000, 8000 * wide * channels,
+                       wide * channels, bits)
+    body = b"WAVEfmt " + struct.pack(f"{order}I", 16) + head + b"data" + struct.pack(
+        f"{order}I", len(data)) + data + bytes(len(data) % 2)
+    raw = (b"RIFF" if order == "<" else b"RIFX") + struct.pack(f"{order}I", len(body)) + body
+    got, rate = decode(raw, "it")
+    assert rate == 8000 and len(got) == n
+    np.testing.assert_allclose(got, x.mean(1) / 2**(bits - 1), atol=2**-15, rtol=0)
 
 
 # MP3 and Ogg -----------------------------------------------------------------------------
@@ -380,6 +409,19 @@ def test_a_usual_and_an_odd_rate_give_the_same_features():
     rows = [(tones(rate, 0.6, 5000), rate) for rate in (16_000, 22_051, 44_101, 22_050)]
     found = load("random:sound:yamnet").encode(rows)[-1]
     assert cosines(found, found[:1].expand(4, -1)).min() > 0.9999
+
+
+def test_a_sound_shorter_than_a_models_first_step_gets_silence_behind_it():
+    """wav2vec 2.0 needs 400 samples for its first output, and refused fewer."""
+    kernels, strides = [10, 3, 3, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2]
+    least = one_step(kernels, strides)
+    x = torch.ones(1, 1, least)
+    for kernel, stride in zip(kernels, strides, strict=True):
+        x = torch.nn.functional.conv1d(x, torch.ones(1, 1, kernel), stride=stride)
+    assert (least, x.shape) == (400, (1, 1, 1)) and one_step([], []) == 0
+    short, long = to_waves([(np.float32([0.5]), 16_000), (np.ones(500, "f4"), 16_000)],
+                           least=least)
+    assert short.tolist() == [0.5] + [0.0] * 399 and long.tolist() == [1.0] * 500
 
 
 # Damaged files ---------------------------------------------------------------------------

@@ -140,6 +140,38 @@ def test_a_video_that_is_cut_off_is_refused(codec, form):
             decode(raw[:int(share * len(raw))], "it", 8)
 
 
+class Pipe(io.RawIOBase):
+    """Can only be written to, one byte after the other."""
+
+    raw = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        self.raw += bytes(data)
+        return len(data)
+
+
+@pytest.mark.parametrize("codec, form, how", [
+    ("mpeg4", "avi", {}), ("libvpx", "webm", {}), ("mpeg4", "matroska", {}),
+    ("libvpx", "webm", {"live": "1"}),
+    ("mpeg4", "mp4", {"movflags": "frag_keyframe+empty_moov"}),
+])
+def test_a_video_from_a_pipe_is_whole(codec, form, how):
+    """Its header knows neither the number of frames (an AVI then says 2**30) nor the
+    seconds."""
+    pipe = Pipe()
+    with av.open(pipe, "w", format=form, options=how) as container:
+        stream = container.add_stream(codec, rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for k in range(15):
+            grey = np.full((48, 64, 3), 16 * k, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, "rgb24")))
+        container.mux(stream.encode())
+    assert greys(decode(pipe.raw, "it", 8)) == [0, 2, 4, 6, 8, 10, 12, 14]
+
+
 @pytest.mark.parametrize("form", ["mp4", "matroska"])
 def test_a_sound_that_goes_on_longer_is_no_fault(form):
     assert greys(decode(film(10, form=form, sound=6.0), "it", 10)) == list(range(10))

@@ -51,10 +51,15 @@ class Lazy:
         return len(self.sources)
 
     def __getitem__(self, row: int):
-        return self.read(self.sources[row])
+        source = self.sources[row]
+        try:
+            return self.read(source)
+        except Exception as error:  # whatever it is, it is of this row
+            error.add_note(f"in row {row} of a column of {self.kind}s, {source!r:.200}")
+            raise
 
     def __iter__(self) -> Iterator:
-        return (self.read(source) for source in self.sources)
+        return (self[row] for row in range(len(self)))
 
 
 Column = Tensor | Tokens | Lazy | list
@@ -73,6 +78,9 @@ def row_numbers(rows: Sequence[int] | Tensor, n: int) -> Tensor:
     Raises ValueError for a mask of another length, IndexError for a row that is not there.
     """
     rows = torch.as_tensor(rows, dtype=None if len(rows) else torch.long)
+    if rows.dim() != 1 or rows.is_floating_point():
+        raise TypeError("rows must be whole numbers [m] or a bool mask [n], got "
+                        f"{rows.dtype} {tuple(rows.shape)}")
     if rows.dtype == torch.bool:
         if len(rows) != n:
             raise ValueError(f"mask has {len(rows)} rows, the pairs {n}")
@@ -118,7 +126,8 @@ def made_of(name: str, columns: Mapping[str, Column]) -> list[str]:
 
 
 def whole_numbers(name: str, values) -> Tensor:
-    """`values` [n] as a long tensor. Raises TypeError naming the argument."""
+    """`values` [n] as a long tensor. Raises TypeError naming the argument, ValueError for
+    several numbers a row."""
     try:
         values = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
@@ -126,8 +135,12 @@ def whole_numbers(name: str, values) -> Tensor:
             f"{name} needs whole numbers, one a row; give each name a number first "
             "(sorted(set(names)).index) and keep the names in label_names"
         ) from None
-    if values.is_floating_point() and not torch.equal(values, values.round()):
+    if values.is_complex() or values.is_floating_point() and not (
+            (values == values.round()) & (values.abs() < 2**63)).all():
         raise TypeError(f"{name} needs whole numbers, got {values.dtype}")
+    if values.dim() != 1:
+        raise ValueError(f"{name} needs one number a row, [n], got {list(values.shape)}: "
+                         "flatten it, or give each of its columns a name")
     return values.long()
 
 
@@ -141,6 +154,8 @@ def half_pair(text: str) -> int:
 def texts(name: str, values: Sequence) -> list[str]:
     """`values` as texts, whole numbers written out. Raises TypeError naming the argument
     and the first that is neither, ValueError for half a surrogate pair."""
+    if isinstance(values, str):  # its letters would be taken
+        raise TypeError(f"{name} needs a list of texts, got the text {values[:60]!r}")
     found = []
     for row, value in enumerate(values):
         if isinstance(value, Tensor) and value.dim() == 0 or hasattr(value, "dtype"):
@@ -173,6 +188,9 @@ def check_column(name: str, column: Column) -> None:
         if values.is_floating_point() and not torch.isfinite(values[mask]).all():
             raise ValueError(f"column {name!r}: a real token is not finite")
     elif isinstance(column, Tensor):
+        if column.layout != torch.strided or column.is_meta:
+            raise TypeError(f"column {name!r}: a dense tensor with values is needed, got "
+                            f"{column.layout} on {column.device}: .to_dense() it")
         if column.dim() == 0:
             raise ValueError(f"column {name!r}: a tensor needs rows, got a scalar")
         if column.is_floating_point() and not torch.isfinite(column).all():

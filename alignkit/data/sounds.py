@@ -3,17 +3,14 @@ type, both to a waveform in -1 … 1 and its rate."""
 
 import io
 import struct
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from alignkit.data.sound_headers import LAYOUTS, with_its_length, with_its_width
+
 BLOCK = 2**20  # values at a time
-# Writers to a pipe cannot go back to fill in a size. They leave 0 or one of 7F000000,
-# 7FFFF000, 7FFFFFFF, 80000000, FFFFFFFF: from here on a size of 32 bits says nothing.
-UNKNOWN = {"I": 0x7F000000, "Q": 2**62}
 # A full scale that all agree on: what a sample of the type is divided by.
 FULL = {"int8": 2**7, "uint8": 2**7, "int16": 2**15, "int32": 2**31}
 LOUDEST = 128.0  # 42 dB above full scale: no sound, but integers kept as floats
@@ -73,15 +70,19 @@ def decode(raw: bytes, name: str) -> tuple[Tensor, int]:
 
     It is read to its end, whatever length its header gives: lengths that were not known
     when it was written (to a pipe, without a Xing header) and those of a first part
-    alone (Ogg streams one after the other) are not believed.
+    alone (Ogg streams one after the other) are not believed. A tag ID3 in front of a WAV
+    or the like is taken off: libsndfile would lose as many bytes at the end.
 
     Raises ValueError, which starts with `name`, for what is no sound, has no samples or
     is cut off.
     """
     import soundfile
 
+    if raw[(at := _behind_a_tag(raw)):][:4] in (*LAYOUTS, b".snd", b"OggS", b"fLaC"):
+        raw = raw[at:]
     try:
-        read = [_read(part, name) for part in _parts(_with_its_length(raw, name), name)]
+        whole = with_its_width(with_its_length(raw, name))
+        read = [_read(part, name) for part in _parts(whole, name)]
     except (soundfile.SoundFileError, RuntimeError) as error:
         why = getattr(error, "error_string", error)
         raise ValueError(f"{name}: not a sound: {why}") from None
@@ -144,10 +145,7 @@ def _without_a_wrong_length(raw: bytes) -> bytes | None:
     The tag Xing (or Info) counts frames and bytes; where more bytes follow than it
     counts, it speaks of the first of several files, and is taken out.
     """
-    at = 0
-    if raw[:3] == b"ID3":  # a size of four times seven bits, behind ten bytes
-        at = 10 + sum((byte & 127) << shift
-                      for byte, shift in zip(raw[6:10], (21, 14, 7, 0), strict=False))
+    at = _behind_a_tag(raw)
     head = raw[at:at + 64]
     if b"VBRI" in head:
         return None
@@ -160,6 +158,14 @@ def _without_a_wrong_length(raw: bytes) -> bytes | None:
                           and len(raw) - at <= 1.01 * counted + 4096):  # 4096: tags
         return None
     return raw[:at + place] + b"\0\0\0\0" + raw[at + place + 4:]
+
+
+def _behind_a_tag(raw: bytes) -> int:
+    """Where the sound begins: behind a tag ID3, if there is one in front."""
+    if raw[:3] != b"ID3":  # its size is four times seven bits, behind ten bytes
+        return 0
+    return 10 + sum((byte & 127) << shift
+                    for byte, shift in zip(raw[6:10], (21, 14, 7, 0), strict=False))
 
 
 def _parts(raw: bytes, name: str) -> list[bytes]:
@@ -201,77 +207,3 @@ def _ended(raw: bytes, at: int) -> bytes:
             check = (check << 1 ^ 0x04C11DB7 * (check >> 31)) & 0xFFFFFFFF
     page[22:26] = struct.pack("<I", check)
     return raw[:at] + bytes(page)
-
-
-class _Chunk(NamedTuple):
-    """The chunk of a file: where its size stands, how it is written, where it begins."""
-
-    name: bytes
-    place: int
-    form: str
-    start: int
-    size: int
-
-
-# What a file begins with -> byte order, first chunk, length of a chunk's name, its size's
-# type, how much of the size is the chunk's own head, what its end is rounded up to.
-LAYOUTS = {
-    b"RIFF": ("<", 12, 4, "I", 0, 2), b"RIFX": (">", 12, 4, "I", 0, 2),
-    b"RF64": ("<", 12, 4, "I", 0, 2), b"BW64": ("<", 12, 4, "I", 0, 2),
-    b"FORM": (">", 12, 4, "I", 0, 2), b"riff": ("<", 40, 16, "Q", 24, 8),
-    b"caff": (">", 8, 4, "Q", 0, 1),
-}  # fmt: skip
-
-
-def _with_its_length(raw: bytes, name: str) -> bytes:
-    """The file with the size of its samples written in, where it had not been known.
-
-    Raises ValueError if it was known and fewer are here.
-    """
-    found = next((c for c in _chunks(raw) if c.name[:4] in (b"data", b"SSND", b"BODY")),
-                 None)
-    if found is None or found.start > len(raw):
-        return raw
-    own = LAYOUTS[raw[:4]][4] if raw[:4] in LAYOUTS else 0
-    rest = len(raw) - found.start + own
-    head = own + {b"SSND": 8}.get(found.name, 0)  # of a chunk without samples
-    empty = found.size <= head and not _is_finished(raw)
-    if empty or found.size >= UNKNOWN[found.form[1]]:
-        size = struct.pack(found.form, rest)
-        return raw[:found.place] + size + raw[found.place + len(size):]
-    if found.size > rest:
-        raise ValueError(f"{name}: a sound that is cut off")
-    return raw
-
-
-def _chunks(raw: bytes) -> Iterator[_Chunk]:
-    """The chunks of a WAV, RF64, W64, AIFF or CAF file; of AU the one that it has."""
-
-    def number(form: str, at: int) -> int:
-        return struct.unpack_from(form, raw, at)[0]
-
-    if raw[:4] == b".snd" and len(raw) >= 24:
-        yield _Chunk(b"data", 8, ">I", number(">I", 4), number(">I", 8))
-    if raw[:4] not in LAYOUTS:
-        return
-    order, at, letters, kind, own, whole = LAYOUTS[raw[:4]]
-    form, head = order + kind, letters + struct.calcsize(kind)
-    while at + head <= len(raw):
-        called, size = raw[at:at + letters], number(form, at + letters)
-        place, wide = at + letters, form
-        if raw[:4] in (b"RF64", b"BW64") and called == b"data" and size == 2**32 - 1:
-            place, wide = 28, "<Q"  # in the first chunk, ds64
-            size = number(wide, place)
-        yield _Chunk(called, place, wide, at + head, size)
-        at += head + max(size - own, 0)
-        at += -at % whole
-
-
-def _is_finished(raw: bytes) -> bool:
-    """Is the whole file's size right? Then what is empty in it is meant to be."""
-    place, form, own = {b"RF64": (20, "<Q", 8), b"BW64": (20, "<Q", 8),
-                        b"riff": (16, "<Q", 0), b"RIFF": (4, "<I", 8)}.get(
-                            raw[:4], (4, ">I", 8))
-    if raw[:4] in (b".snd", b"caff"):
-        return raw[:4] == b"caff"  # has a number of its own for "not known"
-    return abs(struct.unpack_from(form, raw, place)[0] + own - len(raw)) <= 1

@@ -15,7 +15,7 @@ from alignkit.encoders.encoder import (
     one_thread,
     seeded,
 )
-from alignkit.encoders.sound import to_waves, together
+from alignkit.encoders.sound import one_step, to_waves, together
 from alignkit.versions import problem
 
 
@@ -44,6 +44,9 @@ def torchaudio_bundle(name: str, seed: int | None = None) -> Encoder:
                  else create[bundle._model_type](**bundle._params))
     model = model.to(device()).eval()
     rate = int(bundle.sample_rate)
+    convolutions = getattr(model, "model", model).feature_extractor.conv_layers
+    least = one_step([layer.kernel_size for layer in convolutions],
+                     [layer.stride for layer in convolutions])
     # A model from get_model does this itself.
     normalise = seed is not None and bundle._normalize_waveform
 
@@ -54,7 +57,7 @@ def torchaudio_bundle(name: str, seed: int | None = None) -> Encoder:
 
     @one_thread()  # a sound alone is too short for several to give the same bits
     def run(sounds: list, layers: Sequence[int]) -> dict[int, Output]:
-        alone = [layers_of(wave) for wave in to_waves(sounds, rate)]
+        alone = [layers_of(wave) for wave in to_waves(sounds, rate, least)]
         return {k: together([outputs[k] for outputs in alone]) for k in layers}
 
     with torch.inference_mode():

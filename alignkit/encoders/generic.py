@@ -19,7 +19,7 @@ from alignkit.encoders.encoder import (
     one_thread,
     seeded,
 )
-from alignkit.encoders.sound import to_waves, together
+from alignkit.encoders.sound import one_step, to_waves, together
 from alignkit.encoders.text import check_texts, note
 from alignkit.versions import explained
 
@@ -218,9 +218,12 @@ def _texts(source: str, config, core: nn.Module, notes: dict[str, list]):
                            verbose=False)["input_ids"]
         note(notes, texts, [len(found) > room for found in pieces],
              [dumb.issuperset(found) for found in pieces])
-        return tokenizer(texts, padding=padding, truncation=True,
-                         max_length=longest, return_attention_mask=True,
-                         return_tensors="pt")
+        found = tokenizer(texts, padding=padding, truncation=True, max_length=longest,
+                          return_attention_mask=True, return_tensors="pt")
+        if found["input_ids"].shape[1]:
+            return found
+        blank = torch.zeros(len(texts), 1, dtype=torch.long)  # of none is there a token
+        return {"input_ids": blank + tokenizer.pad_token_id, "attention_mask": blank}
 
     return prepare, f"{longest} tokens" + ", all padded" * (padding != "longest") + f" of {told}"
 
@@ -229,14 +232,26 @@ def _pictures(source: str, *_):
     from transformers import AutoImageProcessor
 
     processor = AutoImageProcessor.from_pretrained(source)
+    # The short side is made to fit, the middle cut out: a picture of 1 x 2000 pixels would
+    # become one of 224 x 448,000 in between.
+    cuts = getattr(processor, "do_center_crop", False)
 
     def prepare(pictures: list) -> dict[str, Tensor]:
-        return processor([to_rgb(p) for p in pictures], return_tensors="pt")
+        seen = [to_rgb(p) for p in pictures]
+        return processor([middle(p) for p in seen] if cuts else seen, return_tensors="pt")
 
     return prepare, processor.to_json_string()
 
 
-def _sounds(source: str, *_):
+def middle(picture, most: int = 20):
+    """The middle of a picture that is over `most` times as long as wide; else itself."""
+    width, height = picture.size
+    side = most * min(width, height)
+    left, top = max(0, width - side) // 2, max(0, height - side) // 2
+    return picture.crop((left, top, width - left, height - top)) if left or top else picture
+
+
+def _sounds(source: str, config, *_):
     from transformers import AutoFeatureExtractor
 
     extractor = AutoFeatureExtractor.from_pretrained(source)
@@ -245,9 +260,12 @@ def _sounds(source: str, *_):
     longest = getattr(extractor, "nb_max_samples", None)
     # Whisper's fills up to 30 s, and only its mask tells what is sound.
     mask = {"return_attention_mask": True} if hasattr(extractor, "chunk_length") else {}
+    # The others need a window of 25 ms, or a step of the model's own, and refuse less.
+    least = max(0 if longest or mask else rate // 40,
+                one_step(getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ())))
 
     def prepare(sounds: list) -> dict[str, Tensor]:
-        waves = [wave[:longest].numpy() for wave in to_waves(sounds, rate)]
+        waves = [wave[:longest].numpy() for wave in to_waves(sounds, rate, least)]
         return extractor(waves, sampling_rate=rate, return_tensors="pt", **mask)
 
     return prepare, f"{extractor.to_json_string()}; 2"

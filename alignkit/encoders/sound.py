@@ -20,12 +20,23 @@ ZEROS, ROLLOFF, BETA = 64, 0.9475937167399596, 14.769656459379492
 MOST_PHASES = 2**17  # a filter of 140 MB
 
 
-def to_waves(sounds: list, rate: int = RATE) -> list[Tensor]:
-    """(samples [t], rate in Hz) each -> waveforms [t'] float32 on the CPU at `rate`.
+def to_waves(sounds: list, rate: int = RATE, least: int = 0) -> list[Tensor]:
+    """(samples [t], rate in Hz) each -> waveforms [t'] float32 on the CPU at `rate`, with
+    silence behind those of fewer than `least` samples.
 
     Raises TypeError or ValueError as `as_wave` does.
     """
-    return [resample(*as_wave(sound), rate) for sound in sounds]
+    waves = [resample(*as_wave(sound), rate) for sound in sounds]
+    return [torch.nn.functional.pad(wave, (0, max(0, least - len(wave)))) for wave in waves]
+
+
+def one_step(kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """Samples that a model of convolutions without padding needs for one output: it
+    refuses fewer (0 for a model of none)."""
+    needed = 1
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+        needed = (needed - 1) * stride + kernel
+    return needed if len(kernels) else 0
 
 
 def resample(wave: Tensor, source: float, target: int) -> Tensor:

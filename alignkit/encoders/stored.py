@@ -156,7 +156,11 @@ def _encode(stores: dict[tuple[int, bool | int], Store], lacking: dict[tuple, se
             rows = range(block * BLOCK, min(n, (block + 1) * BLOCK))
             for start in range(0, len(rows), BATCH):
                 inputs = [source(i) for i in rows[start:start + BATCH]]
-                found = encoder.outputs(inputs, layers, tokens)
+                try:
+                    found = encoder.outputs(inputs, layers, tokens)
+                except Exception as error:
+                    _name_the_row(error, encoder, inputs, start + rows[0])
+                    raise
                 for (k, kept), part in parts.items():
                     part.append(_kept(found[k], kept))
                 bar.update(len(inputs))
@@ -165,6 +169,15 @@ def _encode(stores: dict[tuple[int, bool | int], Store], lacking: dict[tuple, se
                     _announce(encoder, total, (time.perf_counter() - began) / done)
             for key, part in parts.items():
                 stores[key].write(block, joined(part), dict(encoder.notes))
+
+
+def _name_the_row(error: Exception, encoder: Encoder, inputs: list, first: int) -> None:
+    """Add to an error of a batch which of its rows fails alone, if one does."""
+    for place, row in enumerate(inputs if len(inputs) > 1 else ()):
+        try:
+            encoder.outputs([row])
+        except Exception:
+            return error.add_note(f"in the distinct row {first + place} of the column")
 
 
 def _kept(output: Output, kept: bool | int) -> Tensor | Tokens:
