@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ImportError, ValueError, OSError, RuntimeError) as error:
         from alignkit.versions import explain
 
-        print(f"alignkit {args.command}: {explain(error) or error}", file=sys.stderr)
+        words = explain(error) or "; ".join([str(error), *getattr(error, "__notes__", ())])
+        print(f"alignkit {args.command}: {words}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)

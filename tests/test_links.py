@@ -157,6 +157,16 @@ def test_linked_pictures_are_read_and_broken_links_named(folder, tmp_path):
         Pairs.from_folder(folder)
 
 
+def test_a_name_that_is_no_utf_8_is_read_and_spelled_out(tmp_path):
+    """As Linux keeps those that came out of an old archive."""
+    for ending, raw in (("png", png()), ("txt", b"a cat")):
+        (tmp_path / os.fsdecode(b"caf\xe9." + ending.encode())).write_bytes(raw)
+    pairs = Pairs.from_folder(tmp_path)
+    assert pairs.ids == [r"caf\udce9.png#1"] and pairs["image"][0].size == (5, 4)
+    pairs.save(tmp_path / "saved")
+    assert Pairs.load(tmp_path / "saved").ids == pairs.ids
+
+
 NAMES = st.sampled_from(["a", "b", "c", "a/a", "a/b", "b/a", "c/c/c"])
 TARGETS = NAMES | st.sampled_from([".", "..", "../a", "../out", "../../out", "gone", "/",
                                    "../blobs/x"])

@@ -151,6 +151,40 @@ def test_ids_that_are_numbers_are_written_out_and_train():
         Pairs.make({"x": z[:2]}, ids=[1, "1"])
 
 
+X = torch.zeros(3, 2)
+MISSHAPEN = {
+    "item of rows": (lambda: Pairs.make({"x": X}, item=torch.zeros(3, 1)), r"item .*\[3, 1\]"),
+    "labels of rows": (lambda: Pairs.make({"x": X}, labels={"k": X}), r"labels\['k'\].*\[3, 2\]"),
+    "one label": (lambda: Pairs.make({"x": X}, labels={"k": 1}), r"labels\['k'\].*\[\]"),
+    "endless": (lambda: Pairs.make({"x": X}, labels={"k": [1, 2, float("inf")]}), "whole num"),
+    "far too large": (lambda: Pairs.make({"x": X}, labels={"k": [1, 2, 1e30]}), "whole num"),
+    "complex": (lambda: Pairs.make({"x": X}, labels={"k": [1, 2, 1j]}), "whole num"),
+    "present of rows": (lambda: Pairs.make({"x": X}, present={"x": torch.ones(3, 1)}), "present"),
+    "present, unknown": (lambda: Pairs.make({"x": X}, present={"x": [1, 0, float("nan")]}),
+                         r"present\['x'\] needs whole numbers"),
+    "present in words": (lambda: Pairs.make({"x": X}, present={"x": ["no"] * 3}), "present"),
+    "letters as ids": (lambda: Pairs.make({"x": X}, ids="abc"), "ids needs a list .* 'abc'"),
+    "rows of parts": (lambda: Pairs.make({"x": X}).select([0.0, 1.7]), "rows must be whole"),
+    "mask of rows": (lambda: Pairs.make({"x": X}).select(X == 0), "rows must be whole"),
+    "sparse": (lambda: Pairs.make({"x": torch.eye(3).to_sparse()}), "column 'x': a dense"),
+    "meta": (lambda: Pairs.make({"x": X.to("meta")}), "column 'x': a dense .* on meta"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISSHAPEN)
+def test_what_has_no_number_a_row_is_refused_by_name(case):
+    call, words = MISSHAPEN[case]
+    with pytest.raises((TypeError, ValueError), match=words):
+        call()
+
+
+def test_a_mask_of_numbers_is_a_mask():
+    """As numbers it stayed, and ~1 is -2: all were there, and all were missing."""
+    pairs = Pairs.make({"x": X}, present={"x": [1, 1, 0]})
+    for mask in (torch.tensor([1, 0, 1]), torch.tensor([1.0, 0.0, 1.0])):
+        assert pairs.with_present("x", mask).present["x"].tolist() == [True, False, False]
+
+
 # --- one writer, and what was left -----------------------------------------------------
 @pytest.mark.slow
 def test_a_second_writer_is_refused(tmp_path):

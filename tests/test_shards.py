@@ -277,6 +277,18 @@ def last_byte(path) -> int:
         return max(info.offset_data + info.size for info in tar)
 
 
+def test_files_of_a_sample_that_stand_apart_are_one_sample(folder):
+    """As in a tar that was packed anew, sorted by ending."""
+    before = [(pairs.ids, pairs["text"]) for pairs in read_shards(folder)]
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            members = [(info, tar.extractfile(info).read()) for info in tar]
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for info, raw in sorted(members, key=lambda one: one[0].name.split(".")[1]):
+                tar.addfile(info, io.BytesIO(raw))
+    assert [(pairs.ids, pairs["text"]) for pairs in read_shards(folder)] == before
+
+
 def test_a_member_that_is_gone_is_named(folder):
     path = folder / "00000.tar"
     with tarfile.open(path) as tar:

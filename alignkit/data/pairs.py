@@ -95,8 +95,7 @@ class Pairs:
         item = torch.arange(n) if item is None else whole_numbers("item", item)
         group = item if group is None else whole_numbers("group", group)
         present = {name: torch.ones(n, dtype=torch.bool) for name in columns} | {
-            name: torch.as_tensor(mask).bool() for name, mask in (present or {}).items()
-        }
+            k: whole_numbers(f"present[{k!r}]", v).bool() for k, v in (present or {}).items()}
         labels = {k: whole_numbers(f"labels[{k!r}]", v) for k, v in (labels or {}).items()}
         for name, part in {"ids": ids, "item": item, "group": group, **columns,
                            **{f"present[{k!r}]": v for k, v in present.items()},
@@ -170,7 +169,7 @@ class Pairs:
         """The rows `rows` (indices, or a bool mask [n]), in that order.
 
         Raises ValueError for a mask of another length, IndexError for a row that is not
-        there (−1 is the last one).
+        there (−1 is the last one), TypeError for what is no row number.
         """
         rows = row_numbers(rows, len(self))
         return replace(
@@ -233,6 +232,7 @@ class Pairs:
     def with_present(self, column: str, mask: Tensor) -> "Pairs":
         """`column` and the features made of it are missing where mask [n] is False."""
         self[column]
+        mask = whole_numbers("mask", mask).bool()
         if mask.shape != (len(self),):
             raise ValueError(f"mask has shape {tuple(mask.shape)}, need ({len(self)},)")
         masked = {c: self.present[c] & mask for c in made_of(column, self.columns)}

@@ -182,7 +182,10 @@ def _stream(tar: Path) -> dict[str, dict[str, bytes]]:
         source = [{"url": str(tar), "stream": file}]
         groups = list(group_by_keys(tar_file_expander(source, handler=go_on),
                                     handler=go_on))
-    return {sample["__key__"]: sample for sample in groups}
+    found: dict[str, dict[str, bytes]] = {}
+    for sample in groups:  # of a tar packed anew, a sample's files may stand apart
+        found.setdefault(sample["__key__"], {}).update(sample)
+    return found
 
 
 def _fault(item: dict, files: dict[str, bytes]) -> str:

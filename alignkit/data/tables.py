@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from alignkit.data.links import twin
 from alignkit.data.pictures import open_picture
+from alignkit.data.samples import writable_text
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -150,7 +151,7 @@ def _check(path: Path, rows: list[_Row]) -> Table:
     numbers = {key: i for i, key in enumerate(dict.fromkeys(content.values()))}
     return Table([row.picture for row in rows], [row.caption for row in rows],
                  [numbers[content[row.picture]] for row in rows],
-                 [f"{row.picture.name}#{row.line}" for row in rows])
+                 [writable_text(f"{row.picture.name}#{row.line}") for row in rows])
 
 
 def _hash_of_picture(row: _Row) -> str:
