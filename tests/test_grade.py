@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nbformat import v4, write
+from needs import examples
 
 from alignkit.cli import main
 from alignkit.course.answers import answer
@@ -27,6 +28,8 @@ from alignkit.course.grade import (
     exercises_of,
     fresh_seed,
     grade,
+    is_packed,
+    notebooks_in,
     slug_of,
     slugs,
 )
@@ -585,7 +588,7 @@ PIECES = st.sampled_from([
 SOURCES = st.lists(PIECES, max_size=8).map("".join) | st.text(max_size=20)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(SOURCES, max_size=4), st.lists(SOURCES, max_size=2))
 def test_whatever_cells_hold_nothing_is_uncaught(above, below):
     answer("cosine", [*above, COSINE, *below])
@@ -600,7 +603,7 @@ JSON = st.recursive(
          "nbformat"]), inner, max_size=4), max_leaves=12)
 
 
-@settings(max_examples=100, deadline=None,
+@settings(max_examples=examples(100), deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(JSON | st.fixed_dictionaries({"cells": st.lists(JSON, max_size=4)}),
        st.integers(0, 400))
@@ -612,6 +615,40 @@ def test_whatever_a_file_holds_it_is_read_or_refused_by_name(tmp_path, content, 
             assert all(isinstance(source, str) for source in read_answers(path).code)
         except ValueError as error:
             assert str(error).startswith(f"{path}: not a notebook (")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [v4.new_markdown_cell, v4.new_raw_cell])
+def test_an_answer_in_a_cell_that_does_not_run_is_said_to_be_there(tmp_path, kind):
+    """A key pressed by mistake makes a code cell text."""
+    path = notebook(tmp_path / "01-shared-space.ipynb", HIT, GAP)
+    book = read(path)
+    book.cells.append(kind(COSINE))
+    write(book, path)
+    mark, *others = grade(path)
+    assert mark.state == OPEN and "but one that is text (Markdown or raw)" in mark.message
+    assert [m.state for m in others] == [RIGHT, RIGHT]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.TAR", "a.tgz", "a.tar.bz2", "a.tar.xz"])
+def test_archives_of_any_kind_are_named_with_what_is_deeper_within(tmp_path, name):
+    kind = {"zip": "zip", "TAR": "tar", "tgz": "gztar", "bz2": "bztar", "xz": "xztar"}[
+        name.rpartition(".")[2]]
+    for held, packed in (("X.IPYNB", True), ("ann.zip", True), ("bob.rar", True),
+                         ("data.csv", False)):
+        folder = tmp_path / held.partition(".")[0]
+        folder.mkdir()
+        (folder / held).write_text("x")
+        made = shutil.make_archive(str(tmp_path / f"{held}-made"), kind, folder)
+        os.replace(made, folder / name)
+        assert notebooks_in(folder) == [
+            p for p in sorted(folder.iterdir()) if p.name == held and held != "data.csv"
+            and not held.endswith(".zip") or p.name == name and packed]
+    (tmp_path / "work.7z").write_bytes(b"7z")
+    with pytest.raises(ValueError, match="work.7z: an archive"):
+        grade(tmp_path / "work.7z")
+    (tmp_path / "bad.tar.xz").write_bytes(b"\xfd7zXZ\0damaged")
+    assert not is_packed(tmp_path / "bad.tar.xz")
 
 
 @pytest.mark.parametrize(

@@ -142,8 +142,7 @@ ANY = st.recursive(st.none() | st.booleans() | st.integers(-3, 10**6) | st.float
                    | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
 
 
-@pytest.mark.slow
-@settings(max_examples=examples(300), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=list(HealthCheck))
 @given(name=st.sampled_from(sorted(FILES)), place=st.integers(0, 10**6), value=ANY,
        remove=st.booleans())
 def test_any_manifest_is_read_or_refused(name, place, value, remove):
@@ -164,7 +163,7 @@ def test_any_manifest_is_read_or_refused(name, place, value, remove):
         assert str(error)
 
 
-@settings(max_examples=examples(200), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 @given(name=st.sampled_from(sorted(FILES)), place=st.integers(0, 10**6),
        raw=st.text(max_size=4), cut=st.booleans())
 def test_any_damage_of_a_manifest_is_read_or_refused(name, place, raw, cut):

@@ -266,7 +266,7 @@ TEXT = st.lists(st.lists(CELL, max_size=4).map(",".join), max_size=5).map("\n".j
                  TEXT.map(lambda rows: rows.encode("utf-8", "surrogatepass")),
                  st.binary(max_size=60).map(lambda rows: HEAD.encode() + rows)))
 @example(b"image,caption\ncat.png,a cat\n")
-@settings(max_examples=examples(500), deadline=None,
+@settings(max_examples=examples(60), deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 def test_any_table_is_read_or_refused(folder, raw):
     (folder / "cut.png").write_bytes(png()[:30])
@@ -284,7 +284,7 @@ def test_any_table_is_read_or_refused(folder, raw):
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")  # Pillow describes the damage
 @given(st.integers(0, 70), st.integers(0, 255),
        st.sampled_from(["PNG", "GIF", "TIFF", "BMP"]))
-@settings(max_examples=150, deadline=None,
+@settings(max_examples=examples(150), deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 def test_a_damaged_picture_is_read_or_refused(tmp_path, place, byte, kind):
     file = io.BytesIO()

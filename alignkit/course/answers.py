@@ -28,10 +28,12 @@ BROKEN = (SyntaxError, ValueError, RecursionError, MemoryError)  # what parsers 
 
 
 class Notebook(NamedTuple):
-    """A student's file: the text of its first cell, and its code without solutions."""
+    """A student's file: the text of its first cell, its code without solutions, and what
+    stands in cells that do not run."""
 
     card: str
     code: list[str]
+    still: list[str]
 
 
 class Answer(NamedTuple):
@@ -77,9 +79,11 @@ def read(path: Path) -> Notebook:
         why = str(error).partition("\n")[0][:80]
         raise ValueError(
             f"{path}: not a notebook ({type(error).__name__}: {why})") from None
-    code = [_source(cell) for cell in cells
-            if cell.get("cell_type") in ("code", None) and "solution" not in _tags(cell)]
-    return Notebook(_source(cells[0]) if cells else "", code)
+    mine = [cell for cell in cells if "solution" not in _tags(cell)]
+    code, still = ([_source(cell) for cell in mine
+                    if (cell.get("cell_type") in ("code", None)) == runs]
+                   for runs in (True, False))
+    return Notebook(_source(cells[0]) if cells else "", code, still)
 
 
 def _source(cell: dict) -> str:
@@ -195,7 +199,7 @@ def answer(name: str, code: list[str]) -> Answer | None:
             cells.append(parsed(source))
         except BROKEN as error:
             cells.append([])
-            if _begins(name, source):
+            if begins(name, source):
                 broken = error
     for kind in ("defines", "binds"):
         places = [i for i, cell in enumerate(cells)
@@ -230,8 +234,9 @@ def needed(name: str, statements: list[Statement]) -> list[str]:
         late |= more
 
 
-def _begins(name: str, source: str) -> bool:
-    """Whether a cell that cannot be parsed has a line that begins `def name`."""
+def begins(name: str, source: str) -> bool:
+    """Whether a cell that cannot be parsed, or does not run, has a line that begins
+    `def name`."""
     last = ("", 1)
     try:
         for token in tokenize.generate_tokens(io.StringIO(source).readline):

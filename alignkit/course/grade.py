@@ -21,12 +21,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from .answers import Answer, answer, read
+from .answers import Answer, answer, begins, read
 from .exercises import Exercise, ExerciseError, NotFilledIn
 from .process import Stopped, outcomes_of
 
 LONGEST_MESSAGE = 600  # characters
 ENDINGS = (".ipynb", ".ipynb.txt", ".ipynb.json")  # some browsers add one
+TARS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
+CLOSED = (".7z", ".rar")
 RIGHT, WRONG, OPEN = "right", "wrong", "not filled in"
 
 
@@ -73,7 +75,8 @@ def grade(
     exercises = exercises_of(slug or slug_of(path, notebook.card))
     seed = fresh_seed() if seed is None else seed
     return [
-        _mark(exercise, answer(name, notebook.code), path.parent, seconds, seed)
+        _mark(exercise, answer(name, notebook.code), path.parent, seconds, seed,
+              any(begins(name, text) for text in notebook.still))
         for name, exercise in exercises.items()
     ]
 
@@ -106,15 +109,19 @@ def notebooks_in(folder: Path) -> list[Path]:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether it is a .zip or .tar with notebooks in it, as some course sites hand out."""
-    with contextlib.suppress(OSError, zipfile.BadZipFile, tarfile.TarError):
-        if path.suffix.lower() == ".zip":
+    """Whether it is an archive with notebooks or further archives in it, as some course
+    sites hand out; one of a kind that Python does not open counts as such."""
+    name, inner = path.name.lower(), []
+    if name.endswith(CLOSED):
+        return path.is_file()
+    with contextlib.suppress(Exception):  # their readers raise anything on damaged files
+        if name.endswith(".zip"):
             with zipfile.ZipFile(path) as packed:
-                return any(name.endswith(ENDINGS) for name in packed.namelist())
-        if path.name.lower().endswith((".tar", ".tgz", ".tar.gz")):
+                inner = packed.namelist()
+        elif name.endswith(TARS):
             with tarfile.open(path) as packed:
-                return any(name.endswith(ENDINGS) for name in packed.getnames())
-    return False
+                inner = packed.getnames()
+    return any(one.lower().endswith((*ENDINGS, *TARS, *CLOSED, ".zip")) for one in inner)
 
 
 def exercises_of(slug: str) -> dict[str, Exercise]:
@@ -164,13 +171,13 @@ def clean(text: str) -> str:
 
 
 # One exercise --------------------------------------------------------------------------
-def _mark(
-    exercise: Exercise, found: Answer | None, folder: Path, seconds: float, seed: int
-) -> Mark:
+def _mark(exercise: Exercise, found: Answer | None, folder: Path, seconds: float, seed: int,
+          is_still: bool) -> Mark:
     state, said, share = WRONG, "", 0.0
     try:
         if found is None:
-            raise NotFilledIn(f"{exercise.name}: no cell defines it")
+            raise NotFilledIn(f"{exercise.name}: no cell defines it" + is_still * (
+                ", but one that is text (Markdown or raw) and so does not run"))
         if found.problem:
             raise Stopped(f"its cell is no Python: {found.problem}")
         cases = exercise.draw(seed)
