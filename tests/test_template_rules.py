@@ -29,6 +29,17 @@ method = 1
 for step in range(3):
     fit(method, image, text)
 print(evaluate_retrieval(method))"""
+ASK = """Words.
+
+**Predict.** More or fewer?
+
+<details><summary>Answer</summary>
+
+Fewer, for
+
+there are few.
+
+</details>"""
 FOLDED = "\n\n<details><summary>More</summary>\n\nwords\n\n</details>"
 
 
@@ -65,12 +76,12 @@ def body(name: str) -> list:
         return [code("torch.testing.assert_close(a, b)")]
     if name == "The experiment":
         return [text("| arm | what |\n|---|---|\n| `plain@n` | it |" + FOLDED),
-                code("study.design()"), *[code(CODE) for _ in range(6)],
+                code("study.design()"), *[code(CODE) for _ in range(4)], code(CODE * 2),
                 code("here = study.run(seeds)", "nbval-ignore-output")]
     if name == "The verdict":
         shown = code("study.verdicts()", "nbval-ignore-output")
         shown.outputs = [nbformat.v4.new_output("stream", text="gain +0.0312 of 0.43\n")]
-        return [shown, text("A gain of 0.031, in $y^{1.5}$ and arXiv 2506.16895.")]
+        return [text(ASK), shown, text("A gain of 0.031, in $y^{1.5}$ and arXiv 2506.16895.")]
     if name == "In your project":
         return [code(PROJECT)]
     if name == "Play":
@@ -81,7 +92,7 @@ def body(name: str) -> list:
             code(STUB, "exercise"), code(STUB, "solution", hidden=True))]
     if name == "At full scale":
         return [text(FOLDED.strip()), code("x = 1", "folded", hidden=True)]
-    return [code(CODE) for _ in range(7)]
+    return [*[text(ASK)] * (name == "See the data"), *[code(CODE) for _ in range(7)]]
 
 
 def cells_of(notebook, tag=None):
@@ -172,6 +183,12 @@ BREAKS = {
     "not collapsed": lambda n: cells_of(n, "solution")[0].metadata.pop("jupyter"),
     "'At full scale' is folded": lambda n: drop(n, "<details><summary>More</summary>\n\nwords"),
     "without the tag folded": lambda n: cells_of(n, "folded")[0].metadata.update(tags=[]),
+    "asks 1 times to **Predict.**": lambda n: n.cells.remove(
+        next(c for c in n.cells if c.source == ASK)),
+    "as the last thing of its cell": lambda n: swap(n, "there are few.\n\n</details>",
+                                                    "there are few.\n\n</details>\n\nWords."),
+    "needs a question and": lambda n: swap(n, "Fewer, for\n\nthere are few.", ""),
+    "whose output could answer": lambda n: put(n, 3, outputs=[]),
     "unknown tag": lambda n: put(n, 4, metadata={"tags": ["by hand"]}),
     "a line of 79 columns": lambda n: put(n, 4, source="#" * 79),
     "by-hand cell of 16": lambda n: cells_of(n, "by-hand")[0].update(source="a\n" * 16),

@@ -33,7 +33,8 @@ PROSE = ("The question", "At full scale", "Limits and reading")
 KINDS = ("build", "transfer", "judge")
 TASK = re.compile(
     r"\*\*(\d) · [^*]+\*\* \((\w+), (\d+) minutes, (?:easy|medium|hard)\)")
-FOLD = re.compile(r"(?s)<details>\s*<summary>.*?</details>")
+# Pilot or full scale, not the answer to a question (template.py).
+FOLD = re.compile(r"(?s)<details>\s*<summary>(?!Answer<).*?</details>")
 MOST_LINES, MOST_BORROWED = 10, 2
 # Decimals of prose, not of "arXiv 2506.16895" or a version.
 DECIMAL = re.compile(r"(?<![\w.])[+−-]?\d+\.\d+(?![\w.]\d)(?!\d)")

@@ -8,10 +8,21 @@ SECTIONS. A section starts with a markdown cell whose first line is its heading,
 numbered in order from 1; other headings are ### or deeper. Notebooks of the opening
 part (a folder whose name starts with "0-") may leave out the sections in OPTIONAL. The
 rules of the single sections are in sections.py, those of single cells in cells.py.
+
+Two or three times a notebook asks to predict, right above the code whose output answers:
+
+    **Predict.** A question that a reader can reason out.
+
+    <details><summary>Answer</summary>
+
+    What comes out, and why.
+
+    </details>
 """
 
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from nbformat import NotebookNode
@@ -25,6 +36,8 @@ CARD = ("Paper", "Prerequisites", "Time", "GPU", "Goals")
 TIME = re.compile(
     r"(\d+) minutes to read, (\d+) with the exercises; (?:about )?(\d+) CPU seconds")
 HEADING = re.compile(r"## (\d+) · ([^:\n]+?)(?:: .+)?$")
+PREDICT = re.compile(r"(?s)\*\*Predict\.\*\* \S.+?\n\n<details><summary>Answer</summary>\n\n"
+                     r"(?:(?!</?details>).)+\n\n</details>$")
 MAX_BYTES = 250_000
 WORDS, LINES = 130, 8  # read in a minute, by a student who understands them
 
@@ -37,7 +50,7 @@ def check_template(path: Path | str) -> list[str]:
     path = Path(path)
     notebook = read(path)
     found = [*_whole(path, notebook), *_card(path, notebook), *_top(notebook),
-             *_sections(path, notebook), *_cells(notebook)]
+             *_sections(path, notebook), *_predictions(notebook), *_cells(notebook)]
     lines = cell_lines(path, notebook)
     return [f"line {lines[cell]}: {text}" for cell, text in sorted(found)]
 
@@ -162,6 +175,21 @@ def _sections(path: Path, notebook: NotebookNode) -> Problems:
     for name, cells in contents.items():
         for place, text in section_problems(name, cells, notebook, slug_of(path)):
             yield place, f"section '{name}' {text}"
+
+
+def _predictions(notebook: NotebookNode) -> Problems:
+    """Questions before the output that answers them, each at the end of its cell."""
+    asked = [(place, cell.source.rstrip()) for place, cell in enumerate(notebook.cells)
+             if cell.cell_type == "markdown" and "**Predict.**" in cell.source]
+    if asked and not 2 <= len(asked) <= 3:
+        yield 0, f"asks {len(asked)} times to **Predict.**, need 2 or 3"
+    for place, text in asked:
+        below = takewhile(lambda c: c.cell_type == "code", notebook.cells[place + 1:])
+        if not PREDICT.search(text):
+            yield place, ("**Predict.** needs a question and, as the last thing of its cell, "
+                          "<details><summary>Answer</summary> … </details>")
+        elif not any(cell.outputs for cell in below):
+            yield place, "**Predict.** stands above no code whose output could answer it"
 
 
 def _listed() -> str:
