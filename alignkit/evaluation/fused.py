@@ -1,0 +1,58 @@
+"""What a fused model (`parts.fusion`) makes of words with a picture, its own or another."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from alignkit.data import Tokens
+from alignkit.parts.fusion import Fused, FusionModel
+from alignkit.parts.text import MASK
+
+ROWS = 512  # that go through the model together
+
+
+@torch.no_grad()
+def fill_in_accuracy(model: FusionModel, words: Tokens, regions: Tokens, boxes: Tokens,
+                     asked: Tensor) -> float:
+    """Masked one at a time, how many of the words at the places `asked` [n, t] (bool) the
+    model names, among all words it knows.
+
+    Raises ValueError if no place is asked.
+    """
+    row, place = asked.nonzero(as_tuple=True)
+    if not len(row):
+        raise ValueError("asked is True nowhere: no word to fill in")
+    ids = words.values[row]
+    right = ids[torch.arange(len(row)), place].clone()
+    ids[torch.arange(len(row)), place] = MASK
+    found = torch.cat([
+        model.word_logits(fused)[torch.arange(len(at)), place[at]].argmax(1)
+        for at, fused in _fused(model, Tokens(ids, words.mask[row]), _rows(regions, row),
+                                _rows(boxes, row))])
+    return (found == right).float().mean().item()
+
+
+@torch.no_grad()
+def answers_of(model: FusionModel, words: Tokens, regions: Tokens, boxes: Tokens) -> Tensor:
+    """The number of the answer that the model gives to each question [n], long."""
+    return torch.cat([model.answer_logits(fused).argmax(1)
+                      for _, fused in _fused(model, words, regions, boxes)])
+
+
+@torch.no_grad()
+def matched(model: FusionModel, words: Tokens, regions: Tokens, boxes: Tokens) -> Tensor:
+    """The logit that words and picture of a row belong together, less that they do not
+    [n]."""
+    return torch.cat([model.match_logits(fused) @ torch.tensor([-1.0, 1.0])
+                      for _, fused in _fused(model, words, regions, boxes)])
+
+
+def _rows(tokens: Tokens, rows: Tensor) -> Tokens:
+    return Tokens(tokens.values[rows], tokens.mask[rows])
+
+
+def _fused(model: FusionModel, words: Tokens, regions: Tokens,
+           boxes: Tokens) -> Iterator[tuple[Tensor, Fused]]:
+    for at in torch.arange(len(words.values)).split(ROWS):
+        yield at, model(_rows(words, at), _rows(regions, at), _rows(boxes, at))
