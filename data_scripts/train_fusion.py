@@ -37,7 +37,10 @@ CORPUS_SEEDS = {"train": 31, "val": 32}
 VARIANTS = {"five": FIVE, "words": OF_WORDS}
 # Questions of each kind for a scene; the shipped models are never asked for relations.
 SHARES = {"colour": 1, "noun": 1, "shape": 0.5, "size": 0.5, "exists": 0.5, "count": 0.5}
-ASKS, MASKED = 1 / 3, 0.3  # part of the rows that take a question; of words masked
+# Part of the rows that take a question, of words that are masked (LXMERT: 0.15), of rows
+# with another's words (0.5, and they are asked for masked words, too; here they are not:
+# in so few steps that keeps a model from looking at the picture at all).
+ASKS, MASKED, SWAPPED = 1 / 3, 0.4, 0.3
 BAR = {"noun_gap": 0.3, "answers_other": 0.35}  # at least, at most
 
 
@@ -83,7 +86,7 @@ class Trained(Method):
         texts = Tokens(*(x[chosen] for x in self.said.texts))
         return task_batch(self.model, texts, self.said.answers[chosen], rows[REGIONS],
                           rows["image_boxes"], rows.item, generator, self.settings.tasks,
-                          share=MASKED, swapped_too=False)
+                          share=MASKED, swap=SWAPPED, swapped_too=False)
 
     def losses(self, outputs: dict, batch: dict, progress: float) -> dict[str, Tensor]:
         return task_losses(self.model, batch)
@@ -185,7 +188,8 @@ def main() -> None:
                   tasks=VARIANTS, bar=BAR,
                   corpus={"name": "scenes", "scenes": args.scenes, "encoder": ENCODER,
                           "layer": LAYER, "corpus_seeds": CORPUS_SEEDS,
-                          "questions": SHARES, "hash": train.provenance.hash})
+                          "questions": SHARES, "asks": ASKS, "masked": MASKED,
+                          "swapped": SWAPPED, "hash": train.provenance.hash})
     said, kept = said_of(train, vocabulary), train.only(REGIONS, "image_boxes")
     for variant in args.variants:
         for seed in args.seeds:

@@ -76,20 +76,21 @@ def another_row(item: Tensor, generator: torch.Generator) -> Tensor:
 
 def task_batch(model: FusionModel, words: Tokens, answer: Tensor, regions: Tokens,
                boxes: Tokens, item: Tensor, generator: torch.Generator,
-               tasks: Sequence[str] = FIVE, share: float = 0.15,
+               tasks: Sequence[str] = FIVE, share: float = 0.15, swap: float = 0.5,
                swapped_too: bool = True) -> dict:
-    """What `task_losses` takes. Half of the rows get the words of another item's row, and
-    then no answer; words and regions are masked in all rows.
+    """What `task_losses` takes. Some rows get the words of another item's row, and then no
+    answer; words and regions are masked in all rows.
 
     Args:
         words: ids [n, t]. answer [n]: its number, or `IGNORED` where nothing is asked.
         regions, boxes: as `FusionModel.forward` takes them. item [n].
-        share: of words that are masked (of regions always 0.15). swapped_too: are rows
-            with another's words asked for what is masked, as officially they are?
+        share: of words that are masked (of regions always 0.15). swap: part of the rows
+            with another's words. swapped_too: are these asked for what is masked, as
+            officially they are?
     """
     if unknown := set(tasks) - set(FIVE):
         raise ValueError(f"tasks must be some of {', '.join(FIVE)}, got {sorted(unknown)}")
-    swapped = torch.rand(len(item), generator=generator) < 0.5
+    swapped = torch.rand(len(item), generator=generator) < swap
     rows = torch.where(swapped, another_row(item, generator), torch.arange(len(item)))
     words = Tokens(words.values[rows], words.mask[rows])
     masked, targets = mask_words(words, len(model.pieces), generator, share)
