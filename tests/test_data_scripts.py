@@ -458,7 +458,8 @@ def test_every_script_refuses_without_its_licence_and_says_what_to_ask_for(
 
 def test_there_is_a_test_for_every_script():
     scripts = {path.stem for path in SCRIPTS.glob("*.py")}
-    elsewhere = {"train_two_towers",  # tests/test_two_towers.py
+    elsewhere = {"train_fusion",  # tests/test_shipped_fusion.py
+                 "train_two_towers",  # tests/test_two_towers.py
                  "train_voxel_priors"}  # tests/test_voxels.py
     assert scripts == {*NAMES, "common", "urls", "own", "encode"} | elsewhere
 
