@@ -509,6 +509,18 @@ def test_encodings_and_old_formats(tmp_path):
     assert read_answers(path).code == [COSINE]
 
 
+@settings(max_examples=examples(60), deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(max_size=20), max_size=4), st.booleans(), st.booleans(),
+       st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-32-le"]))
+def test_cells_of_any_text_and_coding_come_back(tmp_path, sources, split, escaped, coding):
+    cells = [{"cell_type": "code", "source": s.splitlines(True) if split else s}
+             for s in sources]
+    text = json.dumps({"nbformat": 4, "cells": cells}, ensure_ascii=escaped)
+    (tmp_path / "x.ipynb").write_bytes(text.encode(coding))
+    assert read_answers(tmp_path / "x.ipynb").code == sources
+
+
 @pytest.mark.slow
 def test_links_and_what_systems_leave_behind(tmp_path, capsys):
     """A linked folder of students' work is graded; dot files are not listed."""

@@ -110,6 +110,17 @@ def test_a_note_that_is_cut_off_is_no_loss():
     assert torch.equal(wave(raw), wave(noise()))
 
 
+@pytest.mark.parametrize("form, order", [("WAV", "<"), ("AIFF", ">")])
+@pytest.mark.parametrize("pad", [b"", b"\0"])
+def test_chunks_of_odd_length_with_and_without_the_byte_behind_them(form, order, pad):
+    raw = noise(form=form)
+    for name, size in ((b"inst", 7), (b"note", 5)):
+        chunk = name + struct.pack(f"{order}I", size) + b"x" * size + pad
+        raw = raw[:12] + chunk + raw[12:]
+    raw = raw[:4] + struct.pack(f"{order}I", len(raw) - 8) + raw[8:]
+    assert torch.equal(wave(raw), wave(noise(form=form)))
+
+
 def test_more_than_two_channels_and_big_endian_from_a_pipe():
     for how in ({"endian": "BIG"}, {"subtype": "PCM_24"}, {"subtype": "FLOAT"}):
         file = io.BytesIO()

@@ -149,6 +149,30 @@ def test_any_captions_come_back_line_by_line(folder, lines, end):
         assert not kept and "no caption" in str(error) or len(set(kept)) < len(kept)
 
 
+CODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1", "cp1252", "cp932", "gb18030",
+           "koi8-r", "mac-roman"]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12),
+       st.sampled_from(CODINGS), st.sampled_from(["\n", "\r\n", "\r"]))
+@settings(max_examples=examples(60), deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+def test_a_caption_of_any_coding_is_read_as_it_is_or_refused(folder, words, coding, end):
+    """As other letters only where its bytes happen to be UTF-8, too."""
+    said = words.strip().lstrip("\ufeff").strip()
+    try:
+        lines = [HEAD.strip(), 'cat.png,"' + said.replace('"', '""') + '"']
+        raw = end.join(lines).encode(coding)
+    except UnicodeEncodeError:
+        return
+    try:
+        got = Pairs.from_table(table(folder, raw))["text"]
+    except ValueError as error:
+        assert not said or "not UTF-8" in str(error) or "NUL" in str(error)
+    else:
+        assert got == [said] or coding[:3] != "utf" and got[0].encode() in raw
+
+
 # --- what is refused ---------------------------------------------------------------
 
 WRONG = {

@@ -28,6 +28,7 @@ LAYOUTS = {
     b"FORM": (">", 12, 4, "I", 0, 2), b"riff": ("<", 40, 16, "Q", 24, 8),
     b"caff": (">", 8, 4, "Q", 0, 1),
 }  # fmt: skip
+USUAL = (b"fmt ", b"data", b"fact", b"LIST", b"COMM", b"SSND")
 
 
 def with_its_length(raw: bytes, name: str) -> bytes:
@@ -49,6 +50,27 @@ def with_its_length(raw: bytes, name: str) -> bytes:
     if found.size > rest:
         raise ValueError(f"{name}: a sound that is cut off")
     return raw
+
+
+def with_its_padding(raw: bytes) -> bytes:
+    """A WAV or AIFF with the byte that belongs behind a chunk of odd length, where its
+    writer left that out (of at most eight chunks): the next one stands right behind it."""
+    for _ in range(8):
+        ends = (chunk.start + chunk.size for chunk in _chunks(raw)
+                if LAYOUTS.get(raw[:4], (0,))[-1] == 2 and chunk.size % 2)
+        if (end := next((at for at in ends if _begins(raw, at)), None)) is None:
+            break
+        raw = raw[:end] + b"\0" + raw[end:]
+    return raw
+
+
+def _begins(raw: bytes, at: int) -> bool:
+    """Does a chunk begin here, and not one byte further on?"""
+    def is_name(name: bytes) -> bool:
+        return len(name) == 4 and name.isascii() and name.decode().isprintable()
+
+    here, further = raw[at:at + 4], raw[at + 1:at + 5]
+    return here in USUAL or is_name(here) and not is_name(further)
 
 
 def with_its_width(raw: bytes) -> bytes:

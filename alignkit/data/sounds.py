@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignkit.data.sound_headers import LAYOUTS, with_its_length, with_its_width
+from alignkit.data.sound_headers import (
+    LAYOUTS, with_its_length, with_its_padding, with_its_width,
+)  # fmt: skip
 
 BLOCK = 2**20  # values at a time
 # A full scale that all agree on: what a sample of the type is divided by.
@@ -81,7 +83,7 @@ def decode(raw: bytes, name: str) -> tuple[Tensor, int]:
     if raw[(at := _behind_a_tag(raw)):][:4] in (*LAYOUTS, b".snd", b"OggS", b"fLaC"):
         raw = raw[at:]
     try:
-        whole = with_its_width(with_its_length(raw, name))
+        whole = with_its_width(with_its_length(with_its_padding(raw), name))
         read = [_read(part, name) for part in _parts(whole, name)]
     except (soundfile.SoundFileError, RuntimeError) as error:
         why = getattr(error, "error_string", error)
