@@ -90,3 +90,14 @@ def test_what_chooses_weights_is_shuffled_too():
         assert all(a != b for a, b in zip(mixed["text"], part["text"]))
         assert torch.equal(mixed["image_features"], part["image_features"])
     assert found.test is parts.test
+
+
+def test_a_corpus_is_ours_or_the_users():
+    ours, theirs = pairs_of(60), pairs_of(70)
+    assert common.corpus("small", None, lambda: ours) is ours
+    assert common.corpus("full", theirs, lambda: ours) is theirs
+    for scale in ("gpu", "full"):
+        with pytest.raises(ValueError, match=f"'{scale}' needs pairs of your own .--pairs TABLE"):
+            common.corpus(scale, None, lambda: ours, "TABLE")
+    with pytest.raises(ValueError, match="pairs has 59 different items.*at least 60"):
+        common.corpus("tiny", None, lambda: pairs_of(59))

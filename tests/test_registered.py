@@ -70,8 +70,9 @@ def test_nothing_is_measured_at_small_before_the_registration(monkeypatch, tmp_p
     monkeypatch.setattr(command, "_opened", lambda *_: (None, [one], {}))
     monkeypatch.setattr(command, "run", lambda *_, **__: ran.append(1) or [])
     monkeypatch.setattr(command, "paper", lambda slug: None)
-    with pytest.raises(ValueError, match="alignkit register fake, commit it.*--scale tiny"):
-        command.reproduce("fake")
+    for scale in ("small", "gpu"):
+        with pytest.raises(ValueError, match="register fake, commit it.*--scale tiny"):
+            command.reproduce("fake", scale)
     assert not ran
     with pytest.raises(ValueError, match="alignkit register minima"):  # of another design
         command.reproduce("minima")

@@ -40,12 +40,13 @@ def reproduce(slug: str, scale: str = "small", seeds: int = 8, *, first: int | N
     registration = current(slug, claims) if published else None
     if first is None:
         first = getattr(paper(slug), "FIRST", 0)
-    if published and not registration:
-        if registrations(slug) or not measured(slug):
-            raise ValueError(
-                f"this design of {slug} is not registered, and nothing is measured before: "
-                f"alignkit register {slug}, commit it, then run again; to try the code: "
-                "--scale tiny")
+    there = registrations(slug)
+    if scale != "tiny" and ((published and not registration) if there else not measured(slug)):
+        raise ValueError(
+            f"this design of {slug} is not registered, and nothing is measured before: "
+            f"alignkit register {slug}, commit it, then run again; to try the code: "
+            "--scale tiny")
+    if published and not there:
         say(BEFORE_THE_RULE)
     results = run(slug, claims, data, scale, seeds=range(first, first + seeds),
                   registration=registration, say=say, **rest)
