@@ -27,6 +27,8 @@ PAPERS, FURTHER, CORES = 55, 8, 2  # the whole course
 MINUTES, QUICK_MINUTES = 45, 3  # of all tests, of `-m quick`
 # What goes in turns goes by the day of the year; workers take the first process's.
 DAY = int(os.environ.setdefault("ALIGNKIT_DAY", str(date.today().timetuple().tm_yday)))
+# Ends of the ids of tests that go through a few papers only: they do not grow with papers.
+FEW = re.compile(r", (day \d+|one of few)\]$")
 SLOW = 2  # CPU seconds from which a test is no longer quick
 
 
@@ -88,10 +90,12 @@ def place(test: str, known: list[str]) -> tuple[str, str] | None:
 
 
 def rows_of(tests: dict[str, float]) -> tuple[dict[str, dict[str, float]], float]:
-    """({slug: {kind: seconds}}, seconds of the package's tests)."""
+    """({slug: {kind: seconds}}, seconds of the package's tests, those of a `FEW` papers
+    among them)."""
     known, rows, package = slugs(), {}, 0.0
     for test, seconds in tests.items():
-        if found := place(test, known):
+        found = place(test, known)
+        if found and not FEW.search(test):
             slug, kind = found
             rows.setdefault(slug, dict.fromkeys(KINDS, 0.0))[kind] += seconds
         else:

@@ -56,6 +56,9 @@ def test_seconds_add_up_by_paper():
     assert package == 100 and sorted(rows) == sorted(KNOWN)
     assert rows["tea"] == dict(zip(KINDS, (4.0, 9.0, 20.0)))
     assert rows["tea-leaf"] == dict(zip(KINDS, (1.0, 16.0, 46.0)))
+    few = {"tests/test_all.py::test_e[tea, day 3]": 8.0,
+           "tests/test_all.py::test_e[cup, one of few]": 2.0}
+    assert rows_of(TESTS | few) == (rows, 110)  # they do not grow with the papers
     assert rows["start"] == dict(zip(KINDS, (0.0, 0.0, 10.0)))
 
 

@@ -254,7 +254,8 @@ def few_and_one_in_turn() -> list:
            for shape in shapes]
     left.sort()
     turn = left[DAY % len(left)]
-    return [*few, pytest.param(turn, id=f"{turn}, day {DAY}")]
+    return [*(pytest.param(slug, id=f"{slug}, one of few") for slug in few),
+            pytest.param(turn, id=f"{turn}, day {DAY}")]
 
 
 @pytest.mark.slow

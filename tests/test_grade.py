@@ -5,11 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
-from datetime import date
 from functools import partial
 from pathlib import Path
 
 import pytest
+from by_paper import DAY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nbformat import v4, write
@@ -47,7 +47,7 @@ from alignkit.course.notebook import (
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*/[0-9]*.ipynb"))
 FIRST = FOLDER / "0-start" / "01-shared-space.ipynb"
-TURN = slugs()[date.today().timetuple().tm_yday % len(slugs())]
+TURN = slugs()[DAY % len(slugs())]
 
 SETUP = """%matplotlib inline
 import torch
@@ -716,7 +716,9 @@ def test_solutions_are_right_on_fresh_cases_and_use_what_they_may(path, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slug", ["cwcl", "structure", TURN])
+@pytest.mark.parametrize("slug", [
+    *(pytest.param(slug, id=f"{slug}, one of few") for slug in ("cwcl", "structure")),
+    pytest.param(TURN, id=f"{TURN}, day {DAY}")])
 def test_solutions_get_full_marks(slug, tmp_path):
     """One that uses another answer, one that uses the package, and one by the day."""
     (path,) = (path for path in NOTEBOOKS if slug_of(path) == slug)
