@@ -120,6 +120,19 @@ def test_whether_the_loss_falls_is_asked_of_every_arm_and_point(tmp_path):
     assert _falls(curve()) is None
 
 
+def test_before_the_registration_nobody_is_told_a_figure_of_the_method(tmp_path):
+    """Tuning: the choice and whether losses fall; the pilot: of the baseline alone."""
+    one = claim(noise=0.0, effect=0.2468, grid=GRID,
+                validate=lambda method, splits: {"score": 0.4321 + float(method.effect)})
+    said = []
+    before(Work([one], tmp_path), [one], said.append)
+    assert "the training loss of every arm falls" in said
+    told = " ".join(said)
+    assert "less" in told and "pilot fake: rows = 14" in told
+    for figure in ("0.43", "0.67", "0.68", "0.74", "0.75"):  # scores, and what more measures
+        assert figure not in told, (figure, told)
+
+
 def test_a_run_takes_the_registered_tuning_and_pilot(tmp_path, one):
     free = replace(one, grid=GRID, validate=middle)
     opened = opened_of([free], tmp_path / "work") | {"hash": "registered", "tuned": {
