@@ -31,7 +31,11 @@ CARD = ("Paper", "Claim", "Equations", "Frozen", "Exact property", "Deviations",
 MODULES = [m.name for m in pkgutil.iter_modules(alignkit.methods.__path__)]
 
 
-@cache  # nobody writes into them: splits are copies
+@cache  # splits are kept with them: nobody writes into those
+def claims_of(slug: str, scale: str) -> list:
+    return paper(slug).claims(random_pairs(slug), scale)
+
+
 @dataclass(frozen=True)
 class Case:
     """An arm of a claim with its budget; builds are equal for equal seeds."""
@@ -40,13 +44,10 @@ class Case:
     arm: str
     scale: str = "tiny"
 
-    def claim(self, pairs: Pairs):
-        claims = paper(self.slug).claims(pairs, self.scale)
-        return next(c for c in claims if self.arm in c.arms)
-
-    def build(self, seed: int = 0):
+    def build(self, seed: int = 0, claims: list | None = None):
         """(method, splits, budget) of a few short steps."""
-        claim = self.claim(random_pairs(self.slug))
+        claims = claims or claims_of(self.slug, self.scale)
+        claim = next(c for c in claims if self.arm in c.arms)
         splits = claim.arms[self.arm].data(TUNING_SEEDS[0])
         seed_all(seed)
         method = claim.arms[self.arm].build(splits)
@@ -57,7 +58,7 @@ class Case:
 
 def _arms() -> list[Case]:
     arms = {(slug, arm): None for slug in slugs()
-            for claim in paper(slug).claims(random_pairs(slug), "tiny") for arm in claim.arms}
+            for claim in claims_of(slug, "tiny") for arm in claim.arms}
     return [Case(*names) for names in arms]
 
 
@@ -321,7 +322,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(case, tmp_path):
 @every_method_trained
 def test_it_learns_and_says_what_broke(case):
     """More steps lower the loss; features that are not finite are named by their rows."""
-    method, splits, budget = case.build()
+    anew = claims_of.__wrapped__(case.slug, case.scale)  # rows to write into
+    method, splits, budget = case.build(claims=anew)
     if "untrained" in method.traits:
         return
     for stage in method.stages():
