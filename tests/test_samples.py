@@ -3,6 +3,7 @@ one writer, and nothing of an earlier run beside the new shards."""
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from needs import examples
+from safetensors.torch import save
 from test_shards import ABOUT, jpg, png
 
 from alignkit.data import Pairs
@@ -122,6 +124,60 @@ def test_labels_that_worked_still_do(tmp_path):
     pairs = open_shards(tmp_path / "s")
     assert pairs.label_names == {"n": [1, 3], "empty": [""], "split": ["train", "val", "test"]}
     assert pairs.labels["n"].tolist() == [1, 0]
+
+
+# --- clouds, and files of one kind ---------------------------------------------------------
+def cloud(points: torch.Tensor) -> bytes:
+    return save({"points": points})
+
+
+CLOUDS = {
+    "more points": (torch.ones(6, 3), r"its points are \[6, 3\], those before \[5, 3\]"),
+    "flat": (torch.ones(5, 2), r"its points are \[5, 2\]"), "no points": (torch.ones(0, 3), "finite"),
+    "not finite": (torch.full((5, 3), torch.nan), "its safetensors: points must be finite"),
+    "one number": (torch.ones(()), "its safetensors: points must be finite"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CLOUDS)
+def test_one_bad_cloud_is_named_and_the_others_open(tmp_path, case):
+    """Written, the shards could not be opened at all."""
+    bad, words = CLOUDS[case]
+    made = [Sample("a", {"safetensors": cloud(torch.ones(5, 3))}),
+            Sample("bad", {"safetensors": cloud(bad)}),
+            Sample("b", {"safetensors": cloud(2 * torch.ones(5, 3))})]
+    with pytest.warns(UserWarning, match=f"1 samples were skipped.*bad: .*{words}"):
+        write_shards(made, tmp_path / "s", **ABOUT)
+    assert open_shards(tmp_path / "s")["points"][:, 0, 0].tolist() == [1, 2]
+
+
+def test_a_row_without_a_cloud_is_missing(tmp_path):
+    made = [one("a"), Sample("b", {"safetensors": cloud(torch.ones(5, 3))})]
+    write_shards(made, tmp_path / "s", **ABOUT)
+    pairs = open_shards(tmp_path / "s")
+    assert pairs["points"].sum((1, 2)).tolist() == [0, 15]
+    assert pairs.present["points"].tolist() == [False, True]
+
+
+def test_two_files_of_one_kind_are_refused(tmp_path):
+    """One of them would be seen, the other not, without a word."""
+    with pytest.raises(ValueError, match="a: png, jpg are of one kind"):
+        write_shards([Sample("a", {"png": png(), "jpg": jpg(1)})], tmp_path / "s", **ABOUT)
+
+
+def test_pairs_that_another_has_saved_meanwhile(tmp_path, monkeypatch):
+    pairs = Pairs.make({"x": torch.zeros(2, 2)})
+    replace = os.replace
+
+    def late(part, folder):
+        monkeypatch.setattr(os, "replace", replace)
+        pairs.save(folder)
+        replace(part, folder)
+
+    monkeypatch.setattr(os, "replace", late)
+    with pytest.raises(FileExistsError, match="p: another process has written it"):
+        pairs.save(tmp_path / "p")
+    assert [p.name for p in tmp_path.iterdir()] == ["p"] and len(Pairs.load(tmp_path / "p")) == 2
 
 
 # --- texts of pairs --------------------------------------------------------------------

@@ -69,9 +69,13 @@ def video(blob: Blob, frames: int = FRAMES) -> Tensor:
 def points(blob: Blob) -> Tensor:
     """Points [n, 3] of a safetensors file that holds them alone. Raises ValueError."""
     try:
-        return safetensors.torch.load(blob.raw)["points"]
+        found = safetensors.torch.load(blob.raw)["points"]
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{blob.name}: no points: {error}") from None
+    if found.dim() != 2 or not found.numel() or not torch.isfinite(found).all():
+        raise ValueError(f"{blob.name}: points must be finite and [n, 3], got "
+                         f"{list(found.shape)}")
+    return found
 
 
 READ = {"image": picture, "sound": sound, "video": video, "points": points}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from alignkit.data.blobs import COLUMN
+from alignkit.data.blobs import COLUMN, Blob, points
 
 SPLITS = ["train", "val", "test"]
 
@@ -58,6 +58,9 @@ def check(sample: Sample) -> Sample | Skipped:
     if unknown := set(sample.files) - set(COLUMN):
         raise ValueError(f"{sample.key}: ending {min(map(str, unknown))!r} is none of "
                          f"{', '.join(COLUMN)}")
+    if len({COLUMN[ending] for ending in sample.files}) < len(sample.files):
+        raise ValueError(f"{sample.key}: {', '.join(sample.files)} are of one kind, and a "
+                         "row has one file of each: make two samples of a group")
     if sample.split not in ("", *SPLITS):
         raise ValueError(f"{sample.key}: split {sample.split!r} is none of {SPLITS}")
     if sample.labels.get("split", "train") not in SPLITS:
@@ -89,11 +92,11 @@ def writable_text(text: str) -> str:
 
 
 class Seen:
-    """Keys and labels of the samples so far: a fault is told at its sample, and not when
-    all have been written."""
+    """Keys, labels and clouds of the samples so far: a fault is told at its sample, and not
+    when all have been written."""
 
     def __init__(self):
-        self.keys, self.labels = set(), None
+        self.keys, self.labels, self.cloud = set(), None, None
 
     def check(self, sample: Sample | Skipped) -> Sample | Skipped:
         """The sample. Raises ValueError for a second key, or labels of other names or
@@ -117,7 +120,21 @@ class Seen:
             if kind != self.labels[name]:
                 raise ValueError(f"{sample.key}: label {name!r} is a {kind}, those before "
                                  f"are {self.labels[name]}s; write all as texts")
-        return sample
+        return self._as_many_points(sample)
+
+    def _as_many_points(self, sample: Sample) -> Sample | Skipped:
+        """Clouds are one tensor when they are opened: all need as many points."""
+        raw = sample.files.get("safetensors")
+        try:
+            raw = raw.read_bytes() if isinstance(raw, Path) else raw
+            shape = None if raw is None else list(points(Blob("it", bytes(raw))).shape)
+        except (ValueError, OSError):  # told when it is written
+            return sample
+        self.cloud = self.cloud or shape
+        if shape in (None, self.cloud):
+            return sample
+        return Skipped(sample.key, f"its points are {shape}, those before {self.cloud}: "
+                                   "draw as many of each")
 
 
 def _short(value) -> str:

@@ -199,7 +199,10 @@ def table(manifest: dict, items: list, skipped: list, blob_of) -> tuple[dict, di
         sources = [row[2].get(name) for row in rows]
         present[name] = torch.tensor([source is not None for source in sources])
         if name == "points":
-            columns[name] = torch.stack([read(s, name, blob_of) for s in sources])
+            clouds = [s and read(s, name, blob_of) for s in sources]
+            first = next((cloud for cloud in clouds if cloud is not None), torch.zeros(0, 3))
+            none = torch.zeros_like(first)
+            columns[name] = torch.stack([none if c is None else c for c in clouds])
         else:
             # The bytes are those of the provenance's hash; how they are read may change.
             how, _ = content([], READ[name], KIND[name])

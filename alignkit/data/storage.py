@@ -39,7 +39,13 @@ def save(folder: Path, columns: dict, rest: dict) -> None:
         }
         save_file(tensors, part / "pairs.safetensors")
         (part / "pairs.json").write_text(json.dumps(tree, ensure_ascii=False), "utf-8")
-        os.replace(part, folder)
+        try:
+            os.replace(part, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            raise FileExistsError(f"{folder}: another process has written it meanwhile: "
+                                  "name a new folder") from None
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
