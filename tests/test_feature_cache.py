@@ -115,10 +115,10 @@ class Faulty:
 @pytest.mark.parametrize("bad, words", [
     (KeyError("k"), "in row 17 of a column of pictures, 17"),
     (OSError("gone"), "in row 17 of a column of pictures, 17"),
-    (None, "in the distinct row 17 of the column"),
-    (Image.new("RGB", (0, 3)), "in the distinct row 17 of the column")])
+    (None, "at the row of id 'row 17'"), (Image.new("RGB", (0, 3)), "at the row of id 'row 17'")])
 def test_the_row_that_fails_is_named(own_cache, bad, words):
-    pairs = Pairs.make({"image": Lazy(range(40), Faulty(bad), version="1")})
+    pairs = Pairs.make({"image": Lazy(range(40), Faulty(bad), version="1")},
+                       ids=[f"row {k}" for k in range(40)])
 
     def run(pictures, layers):
         return {0: Output(torch.stack([torch.ones(3) * to_rgb(p).width for p in pictures]), None)}

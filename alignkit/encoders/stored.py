@@ -34,11 +34,11 @@ def read_or_make(pairs: Pairs, column: str, encoder: Encoder,
     _check_column(pairs, column, encoder)
     first, at = _distinct(pairs, column, beside)
     content, untold = _content(pairs[column], encoder.untold)
-    ids = json.dumps([pairs.ids[i] for i in first])
+    names = [pairs.ids[i] for i in first]
     fields = {
         "corpus": pairs.provenance.hash,
         "column": column,
-        "rows": hashlib.sha256(ids.encode()).hexdigest(),
+        "rows": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
         "content": content,
         "encoder": [encoder.name, encoder.weights_hash, encoder.preprocessing],
     }
@@ -57,7 +57,7 @@ def read_or_make(pairs: Pairs, column: str, encoder: Encoder,
             (k, kept): Store(fields | {"layer": k, "tokens": kept}, len(first), folder)
             for k, kept in {(encoder.layer(k), t) for k, t in wanted.values()}
         }
-        _fill(stores, encoder, source, len(first))
+        _fill(stores, encoder, source, names)
         _say(stores, encoder, column, len(first))
         return {name: stores[encoder.layer(k), kept].read(at)
                 for name, (k, kept) in wanted.items()}
@@ -127,7 +127,7 @@ def _kinds(source) -> tuple:
 
 
 def _fill(stores: dict[tuple[int, bool | int], Store], encoder: Encoder,
-          source: Callable[[int], object], n: int) -> None:
+          source: Callable[[int], object], names: list[str]) -> None:
     """Encode every block that a store lacks; one process at a time."""
     if not any(store.missing() for store in stores.values()):
         return
@@ -138,13 +138,14 @@ def _fill(stores: dict[tuple[int, bool | int], Store], encoder: Encoder,
         lacking = {key: set(store.missing()) for key, store in stores.items()}
         blocks = sorted(set().union(*lacking.values()))
         if blocks:
-            _encode(stores, lacking, blocks, encoder, source, n)
+            _encode(stores, lacking, blocks, encoder, source, names)
 
 
 def _encode(stores: dict[tuple[int, bool | int], Store], lacking: dict[tuple, set[int]],
             blocks: list[int], encoder: Encoder, source: Callable[[int], object],
-            n: int) -> None:
+            names: list[str]) -> None:
     encoder.start()
+    n = len(names)
     total = sum(min(n, (block + 1) * BLOCK) - block * BLOCK for block in blocks)
     began, done = time.perf_counter(), 0
     with tqdm(total=total, desc=encoder.name, unit="row", delay=2) as bar:
@@ -159,7 +160,7 @@ def _encode(stores: dict[tuple[int, bool | int], Store], lacking: dict[tuple, se
                 try:
                     found = encoder.outputs(inputs, layers, tokens)
                 except Exception as error:
-                    _name_the_row(error, encoder, inputs, start + rows[0])
+                    _name_the_row(error, encoder, inputs, names[rows[start]:])
                     raise
                 for (k, kept), part in parts.items():
                     part.append(_kept(found[k], kept))
@@ -171,13 +172,14 @@ def _encode(stores: dict[tuple[int, bool | int], Store], lacking: dict[tuple, se
                 stores[key].write(block, joined(part), dict(encoder.notes))
 
 
-def _name_the_row(error: Exception, encoder: Encoder, inputs: list, first: int) -> None:
+def _name_the_row(error: Exception, encoder: Encoder, inputs: list,
+                  names: list[str]) -> None:
     """Add to an error of a batch which of its rows fails alone, if one does."""
-    for place, row in enumerate(inputs if len(inputs) > 1 else ()):
+    for name, row in zip(names, inputs, strict=False):
         try:
             encoder.outputs([row])
         except Exception:
-            return error.add_note(f"in the distinct row {first + place} of the column")
+            return error.add_note(f"at the row of id {name!r}")
 
 
 def _kept(output: Output, kept: bool | int) -> Tensor | Tokens:
