@@ -121,6 +121,17 @@ def test_from_folder(folder):
     assert pairs.item.tolist() == [0, 0, 1, 2]
 
 
+def test_captions_without_a_picture_that_is_read_are_named(folder):
+    """A kind of picture that is not read is not passed over without a word."""
+    for name in ("cat", "dog", "owl", "new.v2", "old"):
+        (folder / f"{name}.txt").write_text("a caption")
+    (folder / "new.v2.heic").write_bytes(b"heic")
+    with pytest.warns(UserWarning, match="2 text files .* not read: new.v2.txt, old.txt .*jpeg"):
+        assert len(Pairs.from_folder(folder)) == 3
+    with pytest.raises(FileNotFoundError, match="a folder; read it with Pairs.from_folder"):
+        Pairs.from_table(folder)
+
+
 def test_captions_of_a_folder_end_at_line_ends_alone(folder):
     """As in a table: U+2028, NEL, vertical tab and form feed stand within a caption."""
     words = "one\u2028two\x0bthree\x85four\x0cfive\u2029six\x1cseven\x1d\x1eeight"
@@ -135,6 +146,7 @@ def test_captions_of_a_folder_end_at_line_ends_alone(folder):
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"),
                         min_size=1, max_size=8), min_size=1, max_size=4, unique_by=str.strip),
        st.sampled_from(["\n", "\r\n", "\r"]))
+@pytest.mark.filterwarnings("ignore:.*no picture of their name")
 @settings(max_examples=examples(150), deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 def test_any_captions_come_back_line_by_line(folder, lines, end):

@@ -37,6 +37,8 @@ class _Row(NamedTuple):
 
 def read_table(path: Path, image: str, caption: str) -> Table:
     """Read a CSV with a header; see `Pairs.from_table` for what is raised."""
+    if path.is_dir():
+        raise FileNotFoundError(f"table {path}: a folder; read it with Pairs.from_folder")
     if not path.is_file():
         raise FileNotFoundError(f"table {path}: no such file{_meant(path)}")
     lines = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
@@ -99,6 +101,11 @@ def read_folder(folder: Path) -> Table:
             raise ValueError(f"{notes}: no caption in it")
         rows += [_Row(f"{notes} line {i}", i, picture, c.strip())
                  for i, c in enumerate(captions, 1) if c.strip()]
+    named = {picture.with_suffix("").name for picture in pictures}
+    if alone := [p.name for p in entries if p.suffix == ".txt" and p.stem not in named]:
+        warnings.warn(f"{folder}: {len(alone)} text files have no picture of their name and "
+                      f"are not read: {', '.join(alone[:5])}{' …' * (len(alone) > 5)} "
+                      f"(pictures end in {', '.join(sorted(ENDINGS))})", stacklevel=3)
     return _check(folder, rows)
 
 
