@@ -104,8 +104,9 @@ def test_it_stands_beside_its_headline(tmp_path, two, monkeypatch, capsys):
     assert [r.claim for r in stored("fake", folder)] == ["after", "first"]
     assert [r.claim for r in measured("fake", folder)] == ["first"]
     assert [r.claim for r in measured("fake.follow-up", folder)] == ["after"]
-    for page in (scoreboard(folder), summary(folder)):
-        assert f"| **no gain**; where there is more: **holds** {shown} |" in page
+    assert f"| **no gain**; where there is more: **holds** {shown} |" in scoreboard(folder)
+    table = summary(folder, {"fake": "a/b.ipynb"})
+    assert "[fake](a/b.ipynb) (then holds)" in table.replace("*", "")
     assert "| **Follow-up: where there is more.** More is more." in scoreboard(folder)
     first, second = of_paper("fake", folder).splitlines()
     assert first.startswith("- **No gain.** *Headline.* More is more.")

@@ -73,11 +73,18 @@ def test_the_scoreboard(tmp_path):
             "not passed | **opposite** (null not passed) |") in lines
     assert "| headlines | 1 | 0 | 0 | 0 | 0 | 1 |" in lines
     assert "| all claims | 1 | 0 | 0 | 1 | 0 | 2 |" in lines
-    assert "More is more." in summary(tmp_path) and "Less" not in summary(tmp_path)
+    table = summary(tmp_path, {"fake": "notebooks/1-a/01-fake.ipynb", "other": "x/2-b/y.ipynb"})
+    assert table.splitlines()[2:] == [
+        "| 1-a | **holds** [fake](notebooks/1-a/01-fake.ipynb) |",
+        "| 1 headlines | **holds** 1 · **some gain** 0 · **no gain** 0 · **opposite** 0 · "
+        "**not resolved** 0 |",
+        "| 2 claims | **holds** 1 · **some gain** 0 · **no gain** 0 · **opposite** 1 · "
+        "**not resolved** 0 |"]
     condition = {**good.pilot["conditions"][0], "present": False}
     dataclasses.replace(good, pilot={**good.pilot, "present": False,
                                      "conditions": [condition]}).save(tmp_path)
     assert "**holds** (condition absent; rows 14, wanted in [10, 20])" in scoreboard(tmp_path)
+    assert "| **holds** *[fake](a/b.ipynb)* |" in summary(tmp_path, {"fake": "a/b.ipynb"})
 
 
 def test_what_chance_gives(tmp_path):

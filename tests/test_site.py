@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -41,8 +42,9 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("site")
+    out, started = tmp_path_factory.mktemp("site"), time.process_time()
     site(out)  # raises if Sphinx has warnings: an unknown document, an unread formula
+    assert time.process_time() - started < 60, "the site takes more than a minute to build"
     return out
 
 
@@ -107,7 +109,8 @@ def test_pages_in_a_browser(folder, pages):
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("needs the program chromium (Debian: apt-get install chromium)")
-    names = ["index", "README", "SCOREBOARD", "GLOSSARY", "ADDING", "api/alignkit.parts",
+    names = ["index", "README", "SCOREBOARD", "GLOSSARY", "YOUR-PAIRS", "SCALE", "TEACHING",
+             "ADDING", "api/alignkit.parts",
              *(f"cards/{p.stem}" for p in (folder / "cards").glob("s*.html")),
              *(card.name for card in guide.cards())]
     with sync.sync_playwright() as p:

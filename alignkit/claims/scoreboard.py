@@ -82,13 +82,23 @@ def scoreboard(folder: Path = FOLDER, notebooks: dict[str, str] | None = None) -
 
 
 def summary(folder: Path = FOLDER, notebooks: dict[str, str] | None = None) -> str:
-    """What the README shows: counts and headlines."""
-    lines = ["| paper | headline | verdict | difference [interval] | notebook |",
-             "|---|---|---|---|---|"]
-    found = stored(folder=folder)
-    lines += [f"| {r.slug} | {r.sentence} | {_verdict(r)}{_then(r, found)} | {_interval(r)} | "
-              f"{(notebooks or {}).get(r.slug, '')} |" for r in found if r.headline]
-    return "\n\n".join([counts(folder), by_chance(folder), "\n".join(lines)])
+    """The README's table: the headlines of each part of the course by verdict, and counts.
+    In italics what something makes weaker. notebooks: slug -> path, in the order of reading."""
+    found, rows = stored(folder=folder), {}
+    for slug, path in (notebooks or {}).items():
+        for r in found:
+            if r.headline and r.slug == slug:
+                mark = "*" if _doubts(r) else ""
+                then = "".join(f" (then {f.verdict})" for f in found if f.when and f.slug == slug)
+                part = rows.setdefault(path.split("/")[-2], {v: [] for v in VERDICTS})
+                part[r.verdict].append(f"{mark}[{slug}]({path}){mark}{then}")
+    said = {part: {v: ", ".join(each) for v, each in row.items()} for part, row in rows.items()}
+    for name, few in (("headlines", [r for r in found if r.headline]), ("claims", found)):
+        count = Counter(r.verdict for r in few)
+        said[f"{len(few)} {name}"] = {v: str(count[v]) for v in VERDICTS}
+    return "\n".join(["| | verdicts |", "|---|---|", *(
+        f"| {name} | {' · '.join(f'**{v}** {text}' for v, text in row.items() if text)} |"
+        for name, row in said.items())])
 
 
 def of_paper(slug: str, folder: Path = FOLDER) -> str:

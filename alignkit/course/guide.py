@@ -233,7 +233,7 @@ def verdict_pages(folder: Path = NOTEBOOKS) -> dict[Path, dict[str, str]]:
     """The pages that show verdicts, with what stands between their markers."""
     names = {card.name.split("-", 2)[2]: card.name for card in cards()}
     here = {slug: f"[{name}]({name}.ipynb)" for slug, name in names.items()}
-    above = {slug: f"[{name}](notebooks/{name}.ipynb)" for slug, name in names.items()}
+    above = {slug: f"notebooks/{name}.ipynb" for slug, name in names.items()}
     return {folder / "SCOREBOARD.md": {"scoreboard": scoreboard(notebooks=here)},
             folder.parent / "README.md": {"verdicts": summary(notebooks=above)}}
 

@@ -50,7 +50,7 @@ def new(slug: str, title: str, part: str | None = None, root: Path | None = None
         for word, value in words.items():
             text = text.replace(f"@{word}@", value)
         print(f"written: {_save(text, path).relative_to(root)}")
-    _add_rows(title, place, root)
+    _add_row(title, place, root)
     notebook(slug, folder=root / "notebooks")
     write(root / "notebooks")
     print("next: notebooks/ADDING.md, and every HERE in these files (grep -rn HERE)")
@@ -91,17 +91,12 @@ def _files(name: str, place: Path, root: Path) -> dict[str, Path]:
             "notebook": place.with_suffix(".py")}
 
 
-def _add_rows(title: str, place: Path, root: Path) -> None:
-    """The paper's row in the README's table, and in the curriculum if it has none."""
-    part, stem = place.parent.name, place.stem
-    row = (f"| {part[0]} | [{stem[:2]} {title}](notebooks/{part}/{stem}.ipynb) | HERE what "
-           "you learn |")
-    _insert(root / "README.md", r"\| \d \| \[\d\d .*?\]\(notebooks/(.+?)\.ipynb\)",
-            f"{part}/{stem}", row)
-    plan = root / "notebooks" / "README.md"
-    if f"{part}/{stem}" not in planned(root / "notebooks"):
-        _insert(plan, r"\| `(\d-[a-z]+/\d\d-[a-z0-9-]+)` \|", f"{part}/{stem}",
-                f"| `{part}/{stem}` | {title} |")
+def _add_row(title: str, place: Path, root: Path) -> None:
+    """The paper's row in the curriculum, if it has none."""
+    name, plan = f"{place.parent.name}/{place.stem}", root / "notebooks" / "README.md"
+    if name not in planned(root / "notebooks"):
+        _insert(plan, r"\| `(\d-[a-z]+/\d\d-[a-z0-9-]+)` \|", name,
+                f"| `{name}` | {title}: HERE what you learn |")
 
 
 def _insert(path: Path, pattern: str, name: str, row: str) -> None:

@@ -65,7 +65,7 @@ def gather(source: Path, found: list[guide.Card], folder: Path = NOTEBOOKS) -> N
     _put(source / "README.md", re.sub(
         r"(?s)```mermaid.*?```", f'<div class="course-map">{course_map(found)}</div>',
         (source / "README.md").read_text("utf-8")))
-    pages = ["README", "SCOREBOARD", "GLOSSARY", "TEACHING", "ADDING"]
+    pages = ["README", "SCOREBOARD", "GLOSSARY", "YOUR-PAIRS", "SCALE", "TEACHING", "ADDING"]
     for page in pages:  # files outside the site are linked in the repository
         text = (source / f"{page}.md").read_text("utf-8")
         _put(source / f"{page}.md", re.sub(
@@ -143,7 +143,7 @@ def linked(text: str, left: list[str]) -> str:
     those that were found."""
     pieces = PROTECTED.split(text)
     for term in sorted(left, key=len, reverse=True):
-        word = re.compile(rf"\b{re.escape(term)}s?\b", re.I)
+        word = re.compile(rf"\b{re.escape(term)}s?\b(?! matri)", re.I)
         for place in range(0, len(pieces), 2):  # between the protected ones
             if found := word.search(pieces[place]):
                 before, after = (pieces[place][:found.start()], pieces[place][found.end():])
