@@ -86,8 +86,8 @@ def test_the_script_trains_goes_on_and_keeps_nothing_blind(tmp_path, monkeypatch
     out = tmp_path / "fusion"
 
     def call(*more: str) -> None:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(out), "--scenes", "45", "--steps",
-                                          "2", "--batch-size", "16", *more])
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(out), "--scenes", "45", "--first",
+                                          "2", "--steps", "2", "--batch-size", "16", *more])
         runpy.run_path(str(SCRIPT), run_name="__main__")
 
     call("--seeds", "0")
