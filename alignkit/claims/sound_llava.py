@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import FEWEST_ITEMS, by_arm, rates
+from alignkit.claims.common import by_arm, corpus, rates
 from alignkit.data import Pairs, Splits, shuffle_pairs
 from alignkit.data.heard import heard, split_by_voice
 from alignkit.data.scenes import NOUNS
@@ -94,18 +94,11 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     """Pictures that are heard, with features; or the user's `pairs` (`image`, `speech`),
     on which retrieval and geometry are measured alone.
 
-    Raises ValueError at 'gpu' and 'full' without pairs, or for fewer than 60 items.
+    Raises ValueError as `corpus` does.
     """
     s = SCALES[scale]
-    if pairs is None:
-        if scale in ("gpu", "full"):
-            raise ValueError(f"scale {scale!r} needs pairs of your own (--pairs FOLDER): the "
-                             "composed corpus is for 'tiny' and 'small'")
-        pairs = heard(s.each, nouns=SHOWN[:s.nouns], off_screen=HIDDEN[:s.nouns])
-        pairs = add_features(pairs, "image_off", s.image)
-    if (items := len(pairs.item.unique())) < FEWEST_ITEMS:
-        raise ValueError(f"pairs has {items} different pictures, at least {FEWEST_ITEMS} "
-                         "are needed for training, validation and test")
+    pairs = corpus(scale, pairs, lambda: add_features(
+        heard(s.each, nouns=SHOWN[:s.nouns], off_screen=HIDDEN[:s.nouns]), "image_off", s.image))
     return add_features(add_features(pairs, "image", s.image), "speech", s.sound)
 
 

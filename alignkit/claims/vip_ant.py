@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import FEWEST_ITEMS, by_arm
+from alignkit.claims.common import by_arm, corpus
 from alignkit.data import Pairs, Splits, shuffle_pairs
 from alignkit.data.objects import objects
 from alignkit.data.scenes import NOUNS, SHAPES
@@ -103,27 +103,24 @@ SCALES = {
 }
 
 
+def said_objects(s: Scale) -> Pairs:
+    """Pictures, and in table `phrases` the frames of every phrase in every voice."""
+    pairs = objects(s.each, nouns=SAID, corpus_seed=3)
+    phrases = add_features(two_phrases(SAID), "speech", s.sound, tokens=True)
+    return replace(pairs, tables={**pairs.tables, "phrases": phrases["speech_tokens"]},
+                   provenance=pairs.provenance.derive(f"said: {phrases.provenance.hash}"))
+
+
 def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     """Pictures with their pixels, and every phrase in every voice as log-mel frames (table
     `phrases`); or the user's `pairs` (`image`, `speech`, `text`).
 
-    Raises ValueError at 'gpu' and 'full' without pairs, or for fewer than 60 items.
+    Raises ValueError as `corpus` does.
     """
-    s = SCALES[scale]
-    if pairs is None and s.image:
-        raise ValueError(f"scale {scale!r} needs pairs of your own (--pairs FOLDER): the "
-                         "composed corpus is for 'tiny' and 'small'")
-    if pairs is None:
-        pairs = objects(s.each, nouns=SAID, corpus_seed=3)
-        phrases = add_features(two_phrases(SAID), "speech", s.sound, tokens=True)
-        pairs = replace(
-            pairs, tables={**pairs.tables, "phrases": phrases["speech_tokens"]},
-            provenance=pairs.provenance.derive(f"said: {phrases.provenance.hash}"))
-    else:
+    s, own = SCALES[scale], pairs is not None
+    pairs = corpus(scale, pairs, lambda: said_objects(s))
+    if own:
         pairs = add_features(pairs, "speech", s.sound, tokens=True)
-    if (items := len(pairs.item.unique())) < FEWEST_ITEMS:
-        raise ValueError(f"pairs has {items} different pictures, at least {FEWEST_ITEMS} "
-                         "are needed for training, validation and test")
     if s.image:
         return add_features(add_features(pairs, "image", s.image), "text", s.text)
     return pairs.with_features(image_pixels=pixels_of(pairs["image"]))
