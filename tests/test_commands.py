@@ -15,9 +15,11 @@ from PIL import Image, ImageDraw
 from toys import given, random_pairs
 
 from alignkit.claims import Runs, load, paper, scoreboard, slugs, stored
+from alignkit.claims.common import Encoders
 from alignkit.cli import COMMANDS, main
 from alignkit.data import Pairs
 from alignkit.data.fetch import cache_dir
+from alignkit.encoders import add_features
 
 TAKE_PAIRS = [slug for slug in slugs() if paper(slug).NEEDS]
 FROM_TABLE = [slug for slug in TAKE_PAIRS if {*paper(slug).NEEDS} <= {"image", "text"}]
@@ -199,7 +201,18 @@ def test_claims_on_data_of_their_own_say_so(capsys, tmp_path, slug):
 # Pairs of one's own -------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
-    return table(tmp_path_factory.mktemp("drawn"), 70, captions=3)
+    """A table, with the features of the usual encoders in the cache: no one paper's cost."""
+    path = table(tmp_path_factory.mktemp("drawn"), 70, captions=3)
+    usual, pairs = Encoders(), Pairs.from_table(path)
+    for tokens in (False, True):
+        for column in ("image", "text"):
+            add_features(pairs, column, getattr(usual, column), layers="all", tokens=tokens)
+    return path
+
+
+def test_a_table_has_a_row_for_each_caption(drawn):
+    pairs = Pairs.from_table(drawn)
+    assert len(pairs.item.unique()) == 70 and len(pairs) == 24 * 3 + 46 * 2
 
 
 def own(path: Path, slug: str) -> Pairs:

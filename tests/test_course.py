@@ -299,6 +299,7 @@ def test_run_cells_tries_stub_and_answers(small):
     assert ran[4].error.startswith("ExerciseError: cosine: it looks as if you took")
 
 
+@pytest.mark.slow
 def test_the_student_version_has_no_solutions_and_no_outputs(small):
     mine = read(student(small, small.parent / "student" / "small.ipynb"))
     assert len(mine.cells) == len(read(small).cells) - 1
