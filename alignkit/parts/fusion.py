@@ -155,7 +155,11 @@ class FusionModel(nn.Module):
     def forward(self, words: Tokens, regions: Tokens, boxes: Tokens) -> Fused:
         """words: ids [n, t]; regions: features [n, r, d] as the encoder gives them; boxes
         [n, r, 4] from 0 to 1, see `add_regions`."""
-        x, y = self.alone(words, regions, boxes)
+        return self.together(*self.alone(words, regions, boxes))
+
+    def together(self, words: Tokens, regions: Tokens) -> Fused:
+        """What `alone` gives, through the layers over both."""
+        x, y = words, regions
         for layer in self.cross_layers:
             x, y = layer(x, y)
         return Fused(x.values, y.values, torch.tanh(self.pool(x.values[:, 0])))
