@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alignkit.data import Tokens
-from alignkit.parts.fusion import FusionModel
+from alignkit.parts.fusion import Fused, FusionModel
 from alignkit.parts.text import IGNORED, mask_words
 
 FIVE = ("words", "values", "kinds", "match", "answers")
@@ -107,12 +107,13 @@ def task_batch(model: FusionModel, words: Tokens, answer: Tensor, regions: Token
     return batch
 
 
-def task_losses(model: FusionModel, batch: dict) -> dict[str, Tensor]:
+def task_losses(model: FusionModel, batch: dict,
+                fused: Fused | None = None) -> dict[str, Tensor]:
     """A loss for each task of the batch, all of weight 1: cross entropy of the masked words,
     smooth L1 (mean over the features) and cross entropy of the masked regions, cross
     entropy of matched or not, and of the answers where there are any. Nothing to fill in
-    is 0."""
-    fused = model(batch["words"], batch["regions"], batch["boxes"])
+    is 0. fused: the model's outputs, where they are there already."""
+    fused = fused or model(batch["words"], batch["regions"], batch["boxes"])
     losses = {}
     if "words" in batch["tasks"]:
         losses["words_loss"] = cross_entropy(model.word_logits(fused), batch["word_targets"])
