@@ -71,6 +71,7 @@ def test_nothing_comes_from_elsewhere_and_every_picture_has_words(pages):
     for path, page in pages.items():
         assert not [url for url in page.loads if "//" in url], path
         assert not page.no_alt, path
+        assert str(NOTEBOOKS.parent) not in path.read_text("utf-8"), path  # of this machine
 
 
 def test_pages_of_notebooks_say_with_what_they_ran_and_link_what_stands_before(folder):
@@ -104,15 +105,11 @@ def test_every_paper_with_a_method_has_its_card_with_all_its_claims(folder):
 
 
 def test_pages_in_a_browser(folder, pages):
-    """At 1280 and 400 pixels: no error, nothing to scroll sideways; the filters work."""
+    """At 1280 and 400 pixels: no error, nothing to scroll sideways; filters and search work."""
     sync = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("needs the program chromium (Debian: apt-get install chromium)")
-    names = ["index", "README", "SCOREBOARD", "GLOSSARY", "YOUR-PAIRS", "SCALE", "TEACHING",
-             "ADDING", "api/alignkit.parts",
-             *(f"cards/{p.stem}" for p in (folder / "cards").glob("s*.html")),
-             *(card.name for card in guide.cards())]
     with sync.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page, wrong = browser.new_page(), []
@@ -121,12 +118,12 @@ def test_pages_in_a_browser(folder, pages):
         page.on("requestfailed", lambda request: wrong.append(request.url))
         for width in (1280, 400):
             page.set_viewport_size({"width": width, "height": 900})
-            for name in names:
-                page.goto((folder / f"{name}.html").as_uri())
+            for path in (p for p in pages if "_static" not in p.parts):  # the theme's
+                page.goto(path.as_uri())
                 wide = page.evaluate("document.documentElement.scrollWidth")
                 if wide > width:
-                    wrong.append(f"{name}: {wide} pixels at {width}")
-        assert not wrong
+                    wrong.append(f"{path}: {wide} pixels at {width}")
+        assert not wrong, wrong
         page.goto((folder / "SCOREBOARD.html").as_uri())
         table = page.locator("table").nth(1)
         seen = table.locator("tbody tr:visible")
@@ -139,6 +136,10 @@ def test_pages_in_a_browser(folder, pages):
         values = [float(t.split()[0].replace("−", "-"))
                   for t in seen.locator("td:nth-child(4)").all_inner_texts()]
         assert values == sorted(values) and len(values) == all_rows
+        page.goto((folder / "search.html").as_uri() + "?q=temperature")
+        found = page.locator("#search-results li a")
+        found.first.wait_for()
+        assert any("02-contrastive-losses" in a.get_attribute("href") for a in found.all())
         browser.close()
 
 

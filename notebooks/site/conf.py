@@ -25,6 +25,7 @@ nb_execution_mode = "off"  # the kept outputs are shown: CI has executed them
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
 autodoc_typehints = "description"
+autodoc_preserve_defaults = True  # FOLDER, not where it was on the machine that built it
 autodoc_default_options = {"members": True, "imported-members": True}
 html_theme = "sphinx_book_theme"
 html_static_path = ["static"]
