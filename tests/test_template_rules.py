@@ -185,6 +185,7 @@ BREAKS = {
     "without the tag folded": lambda n: cells_of(n, "folded")[0].metadata.update(tags=[]),
     "asks 1 times to **Predict.**": lambda n: n.cells.remove(
         next(c for c in n.cells if c.source == ASK)),
+    "asks 0 times to **Predict.**": lambda n: swap(n, "**Predict.**", "Think:"),
     "as the last thing of its cell": lambda n: swap(n, "there are few.\n\n</details>",
                                                     "there are few.\n\n</details>\n\nWords."),
     "needs a question and": lambda n: swap(n, "Fewer, for\n\nthere are few.", ""),

@@ -181,7 +181,7 @@ def _predictions(notebook: NotebookNode) -> Problems:
     """Questions before the output that answers them, each at the end of its cell."""
     asked = [(place, cell.source.rstrip()) for place, cell in enumerate(notebook.cells)
              if cell.cell_type == "markdown" and "**Predict.**" in cell.source]
-    if asked and not 2 <= len(asked) <= 3:
+    if not 2 <= len(asked) <= 3:
         yield 0, f"asks {len(asked)} times to **Predict.**, need 2 or 3"
     for place, text in asked:
         below = takewhile(lambda c: c.cell_type == "code", notebook.cells[place + 1:])
