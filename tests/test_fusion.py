@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from alignkit.data import Tokens
-from alignkit.evaluation.fused import answers_of, fill_in_accuracy, matched
+from alignkit.evaluation.fused import (
+    answer_accuracy, answers_of, fill_in_accuracy, matched,
+)  # fmt: skip
 from alignkit.parts.fusion import CoAttention, FusionModel, FusionSettings, hard_negatives
 from alignkit.parts.fusion_tasks import (
     FIVE, OF_WORDS, another_row, kinds_of, know_regions, mask_regions, task_batch, task_losses,
@@ -419,3 +421,13 @@ def test_answers_and_matching_are_those_of_the_heads():
     logits = model.match_logits(fused)
     torch.testing.assert_close(matched(model, words, regions, boxes),
                                logits[:, 1] - logits[:, 0])
+
+
+def test_answers_are_weighed_by_how_many_of_them_there_are():
+    model, (words, regions, boxes) = made().eval(), drawn(6)
+    with torch.no_grad():
+        model.answer_head[-1].weight.zero_()
+        model.answer_head[-1].bias.copy_(torch.tensor([0.0, 1.0, 0.0]))  # always "no"
+    asked = torch.tensor([1, 1, 1, 1, 0, 2])
+    assert answer_accuracy(model, words, regions, boxes, asked) == pytest.approx(1 / 3)
+    assert answer_accuracy(model, words, regions, boxes, torch.ones(6).long()) == 1

@@ -32,7 +32,7 @@ def class_embeddings(prompts: Sequence[Tensor]) -> Tensor:
     return unit_rows(torch.stack(means), "the mean of the prompts")
 
 
-def _balanced(correct: Tensor, labels: Tensor) -> float:
+def balanced(correct: Tensor, labels: Tensor) -> float:
     """Mean over the classes that occur of the share of correct samples."""
     counts = labels.bincount()
     right = labels.bincount(weights=correct.double())
@@ -65,7 +65,7 @@ def zero_shot(image_z: Tensor, class_z: Tensor, labels: Tensor) -> dict[str, flo
     return {
         "accuracy": float((rank == 1).double().mean()),
         "top5_accuracy": float((rank <= 5).double().mean()),
-        "balanced_accuracy": _balanced(rank == 1, labels),
+        "balanced_accuracy": balanced(rank == 1, labels),
         "n": n,
         "n_classes": n_classes,
     }
@@ -121,7 +121,7 @@ def knn_probe(
     right = torch.cat(rank) == 1
     return {
         "accuracy": float(right.double().mean()),
-        "balanced_accuracy": _balanced(right, test_y),
+        "balanced_accuracy": balanced(right, test_y),
         "k": k,
         "n_train": len(train_x),
         "n_test": len(test_x),
@@ -169,7 +169,7 @@ def linear_probe(
     found = [classes[(x @ weight + bias).argmax(1)] for x in (train_x, test_x)]
     return {
         "accuracy": float((found[1] == test_y).double().mean()),
-        "balanced_accuracy": _balanced(found[1] == test_y, test_y),
+        "balanced_accuracy": balanced(found[1] == test_y, test_y),
         "train_accuracy": float((found[0] == train_y).double().mean()),
         "n_train": len(train_x),
         "n_test": len(test_x),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from alignkit.data import Tokens
+from alignkit.evaluation.classify import balanced
 from alignkit.parts.fusion import Fused, FusionModel
 from alignkit.parts.text import MASK
 
@@ -38,6 +39,13 @@ def answers_of(model: FusionModel, words: Tokens, regions: Tokens, boxes: Tokens
     """The number of the answer that the model gives to each question [n], long."""
     return torch.cat([model.answer_logits(fused).argmax(1)
                       for _, fused in _fused(model, words, regions, boxes)])
+
+
+def answer_accuracy(model: FusionModel, words: Tokens, regions: Tokens, boxes: Tokens,
+                    answer: Tensor) -> float:
+    """Balanced accuracy of the answers [n]: the mean, over the answers that occur, of how
+    many questions with that answer are answered rightly."""
+    return balanced(answers_of(model, words, regions, boxes) == answer, answer)
 
 
 @torch.no_grad()
