@@ -23,7 +23,7 @@ from alignkit.data import Pairs, Tokens
 from alignkit.data.questions import ANSWERS, questions, words
 from alignkit.data.scenes import COLOURS, NOUNS, captions_of, scenes
 from alignkit.encoders import add_regions
-from alignkit.evaluation.fused import answers_of, fill_in_accuracy, matched
+from alignkit.evaluation import answers_of, fill_in_accuracy, matched
 from alignkit.parts import Method, Stage, WordPieces, shipped
 from alignkit.parts.fusion import FusionModel, FusionSettings
 from alignkit.parts.fusion_tasks import (

@@ -9,9 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from alignkit.data import Tokens
-from alignkit.evaluation.fused import (
-    answer_accuracy, answers_of, fill_in_accuracy, matched,
-)  # fmt: skip
+from alignkit.evaluation import answer_accuracy, answers_of, fill_in_accuracy, matched
 from alignkit.parts.fusion import CoAttention, FusionModel, FusionSettings, hard_negatives
 from alignkit.parts.fusion_tasks import (
     FIVE, OF_WORDS, another_row, kinds_of, know_regions, mask_regions, task_batch, task_losses,

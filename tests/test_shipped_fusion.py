@@ -13,7 +13,7 @@ import torch
 from alignkit.data.questions import ANSWERS, questions, words_alone
 from alignkit.data.scenes import COLOURS, NOUNS, scenes
 from alignkit.encoders import add_regions
-from alignkit.evaluation.fused import answers_of, fill_in_accuracy, matched
+from alignkit.evaluation import answers_of, fill_in_accuracy, matched
 from alignkit.parts import shipped
 from alignkit.parts.fusion import load_fusion
 

@@ -13,6 +13,12 @@ from alignkit.evaluation.clouds import chamfer
 from alignkit.evaluation.detection import auroc, fpr_at_95, maximum_concept_matching
 from alignkit.evaluation.evaluate import encode_pairs, evaluate_retrieval
 from alignkit.evaluation.flips import flips, right_at
+from alignkit.evaluation.fused import (
+    answer_accuracy,
+    answers_of,
+    fill_in_accuracy,
+    matched,
+)
 from alignkit.evaluation.geometry import (
     alignment,
     cka,
@@ -53,6 +59,8 @@ __all__ = [
     "LocalCka",
     "PowerLaw",
     "alignment",
+    "answer_accuracy",
+    "answers_of",
     "assignment_accuracy",
     "auroc",
     "average_precision",
@@ -70,6 +78,7 @@ __all__ = [
     "evaluate_retrieval",
     "expected_calibration_error",
     "fgsm_attack",
+    "fill_in_accuracy",
     "fit_log_linear",
     "fit_power_law",
     "flips",
@@ -78,6 +87,7 @@ __all__ = [
     "linear_probe",
     "local_cka",
     "match_accuracy",
+    "matched",
     "maximum_concept_matching",
     "mean_average_precision",
     "modality_gap",
