@@ -1,4 +1,4 @@
-"""The README's Python example, run as it stands on a table of one's own."""
+"""The README: its Python example, run as it stands on a table of one's own; its length."""
 
 import re
 from pathlib import Path
@@ -14,3 +14,9 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(code.replace("steps=200", "steps=5"), "README.md", "exec"), {})
     assert "hit@10" in capsys.readouterr().out
+
+
+def test_it_stays_a_screen_and_a_half():
+    """Beside its table at most 60 lines; what is longer has a page in notebooks/."""
+    text = re.sub(r"(?s)<!-- verdicts -->.*<!-- /verdicts -->", "", README.read_text("utf-8"))
+    assert len(text.splitlines()) <= 60
