@@ -12,7 +12,8 @@ from torch import nn
 
 from alignkit.data import Lazy, Pairs
 from alignkit.data.clips import (
-    DIRECTIONS, GROUNDS, MOTIONS, PACES, SPEEDS, WAYS, WORDINGS, Clip, clips, draw_clip,
+    DIRECTIONS, GROUNDS, MOTIONS, PACES, SPEEDS, WAYS, WORDINGS, Clip, clips,
+    draw_clip, moving,
 )  # fmt: skip
 from alignkit.data.emoji import emoji
 from alignkit.data.fetch import asset
@@ -248,3 +249,19 @@ def test_describe(made):
     for words in ("clips (composed): 800 rows, 400 items, 64 groups",
                   "videos, read when", "label motion: 5 classes", "OpenMoji 17.0.0"):
         assert words in said
+
+
+def test_any_drawing_moves_and_the_same_each_time():
+    codes = ["1F436", "2764", "1F436"]
+    one, two = moving(codes, frames=4, size=64), moving(codes[:1], frames=4, size=64)
+    assert len(one) == 3 and one.kind == "video"
+    assert one[0].shape == (4, 64, 64, 3) and one[0].dtype == torch.uint8
+    assert torch.equal(one[0], one[2]) and torch.equal(one[0], two[0])
+    assert not torch.equal(one[0], one[1]) and not torch.equal(one[0][0], one[0][3])
+    assert one.version != moving(codes, frames=6, size=64).version
+
+
+@pytest.mark.parametrize("wrong", [{"frames": 1}, {"size": 16}])
+def test_clips_of_drawings_need_frames_and_pixels(wrong):
+    with pytest.raises(ValueError, match="at least 2"):
+        moving(["1F436"], **wrong)

@@ -9,6 +9,7 @@ import hashlib
 import io
 import math
 import random
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -64,7 +65,7 @@ WORDINGS = ("{thing} {deed} {way} {pace}{end}", "{thing} {deed} {pace} {way}{end
 class Clip(NamedTuple):
     """What a clip shows; x, y: the middle of the way, of 224 units."""
 
-    noun: str
+    noun: str  # of NOUNS, or the code of one of OpenMoji's drawings
     motion: str
     direction: str
     speed: str
@@ -143,11 +144,26 @@ def clips(
     )  # fmt: skip
 
 
+def moving(codes: Sequence[str], *, frames: int = 6, size: int = 112) -> Lazy:
+    """A video column: for each of OpenMoji's `codes` ("1F436") a clip in which its drawing
+    moves, as in `clips`; way, pace and ground are drawn by the code, the same each time.
+
+    Raises ValueError for fewer than 2 frames or a side below 32 pixels.
+    """
+    if frames < 2 or size < 32:
+        raise ValueError(f"frames must be at least 2 and size at least 32, got {frames}, "
+                         f"{size}")
+    made = [_compose(random.Random(f"{RECIPE} {code}"))._replace(noun=code)
+            for code in codes]
+    return Lazy(made, partial(draw_clip, folder=asset("openmoji") / "svg", frames=frames,
+                              size=size), "video", f"{RECIPE} {frames} {size}")
+
+
 def draw_clip(clip: Clip, folder: Path, frames: int, size: int) -> Tensor:
     """The frames of a clip, uint8 [frames, size, size, 3]."""
     import resvg_py
 
-    inside = drawing(folder, NOUNS[clip.noun])
+    inside = drawing(folder, NOUNS.get(clip.noun, clip.noun))
     tile = GROUNDS[clip.ground].format(mark=MARKS[clip.shade])
     ground = (f'<pattern id="g" width="28" height="28" patternUnits="userSpaceOnUse">'
               f'<path d="M0 0H28V28H0Z" fill="{PASTELS[clip.shade]}"/>{tile}</pattern>'

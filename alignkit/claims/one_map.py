@@ -1,0 +1,389 @@
+"""One map: six kinds of material in one space, of which only words ever met the others.
+
+ImageBind and OneEncoder say that kinds of material which were never paired find each other
+through a hub, with which each of them was. Which do, and how well, against pairs that were
+compared directly?
+
+Corpus, a row a thing of one place: OpenMoji's drawings with their names, the names read aloud
+(espeak-ng: generated) and, of 240, a clip in which the drawing moves (composed); Sweet Home
+3D's furniture, one piece a name, as a cloud of points and a rendered icon (real); Tux Paint's
+animals and things with the sounds they make, their pictures, and 65 sentences read by people
+(real). "A dog." and "dog" are one thing, so a sound may look for a shape, though no row has
+both.
+
+Splits: things that occur in two of the places, or as a clip and elsewhere, are never trained;
+they and a sixth of the rest are the test. `dealt`: every group of training things is for one
+kind of material alone (for the scarce ones, sounds and clips, where it has them), so that two
+kinds other than the hub never met, nor did the hub tell them of one thing.
+
+Arms, all with linear heads of one width, a learned temperature, InfoNCE in which every pair of
+kinds that meets weighs the same, one budget and one grid of rates: `words`: dealt, each kind
+meets its words. `broken`: the same with wrong words. `pictures`: dealt, each kind meets its
+picture. `anchored`: not dealt, words are still all that anything meets. `met`: the same rows,
+and every two kinds of a row meet. `codes`: as `anchored`, with an arbitrary vector for each
+thing in place of its words.
+
+Figure: hit@10%, the share of queries that have a right answer among the nearest tenth of the
+gallery, mean of both directions, then of all cells (pairs of kinds) that a claim is about;
+chance is a tenth in every cell, whatever the size of its gallery.
+
+Weights are kept, and rates chosen, by the same figure on the validation rows, in the cells in
+which the arm's kinds met; with `codes` in those of `met` without words, for codes of new things
+say nothing.
+
+Looked at before, on the baselines `anchored`, `pictures` and `broken` alone, seeds 3001 and
+3002: hit@10% with the hub .38 to .48 (`anchored`) and .52 (`pictures`), of the other cells .24
+to .28 and .17 to .19, of `broken` .12 and .14; .10 is chance for things with one row, and things
+of two places have several. Sounds are weak (.20 with words: some 60 to learn from). 60 steps
+find as much as 150 or 300, which overfit; higher rates find more, so the grid goes to .1.
+
+Draft: nothing is published yet. Delete this line with the first published results.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import combinations
+from statistics import mean
+
+import torch
+from torch import Tensor
+
+from alignkit.claims import gram
+from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
+from alignkit.claims.common import GPU, Encoders, image_text, rates
+from alignkit.data import Pairs, Splits, shuffle_pairs
+from alignkit.data.clips import moving
+from alignkit.data.furniture import furniture
+from alignkit.data.stacked import bare_name, stack
+from alignkit.data.stamps import stamps
+from alignkit.encoders import add_features
+from alignkit.evaluation import encode_pairs, retrieval
+from alignkit.parts import Method, Settings, info_nce, positives_of
+from alignkit.training import Budget
+
+FIRST = 100  # of the paired seeds
+NEEDS = ("image", "text", "speech")
+KINDS = ("text", "image", "speech", "sound", "points", "video")
+SCARCE = ("sound", "video")  # a group that has them is dealt to them
+FEWEST = 5  # things that a cell needs to be counted
+MARGIN = {"margin": 0.03, "margin_why": "three in a hundred; chance finds ten"}
+
+
+@dataclass(frozen=True)
+class Scale(Encoders):
+    """Encoders, things beside those of two places (None: all), clips, width, budget."""
+
+    speech: str = "sound:whisper-tiny.en"
+    sound: str = "sound:yamnet"
+    points: str = "points:grid"
+    video: str = "frames:image:efficientnet-lite0"
+    things: int | None = None
+    clips: int = 240
+    frames: int = 4
+    width: int = 64
+    budget: Budget = Budget(steps=60, batch_size=512, lr=1e-2, validate_every=10,
+                            select_by="hit@10%")
+
+
+SCALES = {
+    # Few rows and steps: the code path in seconds, no claim is read off it.
+    "tiny": Scale(things=150, width=16,
+                  budget=replace(Scale.budget, steps=6, validate_every=3)),
+    "small": Scale(),
+    # One 16 GB GPU; bring rows of your own (`--pairs`) with several kinds of material.
+    "gpu": Scale(**GPU, speech="hf:openai/whisper-base", width=256,
+                 budget=replace(Scale.budget, steps=1000)),
+    "full": Scale(image="hf:laion/CLIP-ViT-H-14-laion2B-s32B-b79K#image",
+                  text="hf:laion/CLIP-ViT-H-14-laion2B-s32B-b79K#text",
+                  speech="hf:openai/whisper-large-v3",
+                  video="frames:hf:laion/CLIP-ViT-H-14-laion2B-s32B-b79K#image", width=1024,
+                  budget=replace(Scale.budget, steps=20_000, batch_size=1024, lr=5e-4)),
+}
+
+
+def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
+    """The three places one under another, or the user's `pairs` with `text` and two or more
+    other `KINDS` (as far as `present`); with the features of all.
+
+    Raises ValueError as `image_text` does.
+    """
+    s, own = SCALES[scale], pairs is not None or scale in ("gpu", "full")
+    if own:
+        return with_features(image_text(scale, pairs), s)
+    pairs = stack({name: with_features(part, s) for name, part in places(s).items()})
+    if s.things is None:
+        return pairs
+    shared = in_two_places(pairs)
+    others = pairs.group[~shared].unique()[:s.things]
+    return pairs.select(shared | torch.isin(pairs.group, others))
+
+
+def places(s: Scale) -> dict[str, Pairs]:
+    """Drawings with speech and clips, furniture, and stamps that are heard."""
+    made = furniture()
+    made = made.select(made.first_of_item())
+    heard = stamps()
+    heard = heard.select(heard.present["sound"] | heard.present["speech"])
+    drawn = gram.data("small")
+    known = {bare_name(text) for part in (made, heard) for text in part["text"]}
+    elsewhere = torch.tensor([bare_name(text) in known for text in drawn["text"]])
+    first = elsewhere.int().argsort(descending=True, stable=True)  # then in Unicode's order
+    some = torch.cat([first[:int(elsewhere.sum())], first[int(elsewhere.sum())::7]])
+    move = torch.zeros(len(drawn), dtype=torch.bool)
+    move[some[:s.clips]] = True
+    drawn = drawn.with_columns(video=moving(drawn.ids, frames=s.frames))
+    return {"drawn": drawn.with_present("video", move), "made": made, "heard": heard}
+
+
+def with_features(pairs: Pairs, s: Scale) -> Pairs:
+    """`pairs` with the features of every one of the `KINDS` that it has and lacks them."""
+    for kind in KINDS:
+        if kind in pairs.columns and f"{kind}_features" not in pairs.columns:
+            pairs = add_features(pairs, kind, getattr(s, kind))
+    return pairs
+
+
+def kinds_of(pairs: Pairs) -> list[str]:
+    """The kinds of material of which `pairs` has features, words first."""
+    return [kind for kind in KINDS if f"{kind}_features" in pairs.columns]
+
+
+def in_two_places(pairs: Pairs) -> Tensor:
+    """Rows [n] of groups that stand in two parts of a stack."""
+    if "part" not in pairs.labels:
+        return torch.zeros(len(pairs), dtype=torch.bool)
+    both = torch.stack([pairs.group, pairs.labels["part"]]).unique(dim=1)[0]
+    groups, count = both.unique(return_counts=True)
+    return torch.isin(pairs.group, groups[count > 1])
+
+
+def split(pairs: Pairs, seed: int) -> Splits:
+    """Redrawn splits by group: things of two places and a sixth of the rest are the test."""
+    shared = in_two_places(pairs)
+    parts = pairs.select(~shared).split(seed, (0.73, 0.1, 0.17))
+    test = shared | torch.isin(pairs.group, parts.test.group)
+    return parts._replace(test=pairs.select(test))
+
+
+def dealt(splits: Splits, seed: int, hub: str = "text") -> Splits:
+    """Every group of training things is for one kind alone beside the hub."""
+    return splits._replace(train=_dealt(splits.train, seed, hub))
+
+
+def _dealt(rows: Pairs, seed: int, hub: str) -> Pairs:
+    kinds = [kind for kind in kinds_of(rows) if kind != hub]
+    g = torch.Generator().manual_seed(seed)
+    given = torch.full((len(rows),), -1)
+    here = {kind: rows.present[f"{kind}_features"] & rows.present[f"{hub}_features"]
+            for kind in kinds}
+    for group in rows.group.unique():
+        mine = rows.group == group
+        has = [kind for kind in kinds if (here[kind] & mine).any()]
+        if has:
+            scarce = [kind for kind in SCARCE if kind in has]
+            draw = int(torch.randint(len(has), (), generator=g))
+            given[mine] = kinds.index((scarce or has[draw:])[0])
+    keep = torch.zeros(len(rows), dtype=torch.bool)
+    for k, kind in enumerate(kinds):
+        column = f"{kind}_features"
+        rows = rows.with_present(column, given == k)
+        keep |= rows.present[column] & here[kind]
+    return rows.select(keep)
+
+
+def unpaired(rows: Pairs, seed: int) -> Pairs:
+    """No row keeps its material: what is present of each kind but words changes places."""
+    columns = dict(rows.columns)
+    for k, kind in enumerate(kinds_of(rows)[1:]):
+        name = f"{kind}_features"
+        here = rows.present[name].nonzero()[:, 0]
+        if len(here) > 1:
+            moved = shuffle_pairs(rows.select(here).only(name), name, seed + 1000 * (k + 1))
+            columns[name] = columns[name].index_copy(0, here, moved[name])
+    return replace(rows, columns=columns)
+
+
+def training_unpaired(splits: Splits, seed: int) -> Splits:
+    """A null's `transform`: nothing is paired in training, nor where weights are chosen."""
+    return splits._replace(train=unpaired(splits.train, seed),
+                           val=unpaired(splits.val, seed + 1))
+
+
+def test_unpaired(splits: Splits, seed: int) -> Splits:
+    """A null's `transform`: no test row keeps its material."""
+    return splits._replace(test=unpaired(splits.test, seed))
+
+
+@dataclass(frozen=True)
+class MapSettings(Settings):
+    """Settings of linear heads, and `meets`: the pairs of kinds that the loss compares;
+    `checked`: those in which the weights are chosen."""
+
+    temperature: float = 0.07
+    learn_temperature: bool = True
+    meets: Sequence[tuple[str, str]] = ()
+    checked: Sequence[tuple[str, str]] = ()
+
+
+class Map(Method):
+    """A head for each kind of material; InfoNCE of every two kinds that meet, on the rows
+    that have both; all such pairs weigh the same."""
+
+    settings: MapSettings
+
+    def losses(self, outputs: dict, batch: dict, progress: float) -> dict[str, Tensor]:
+        found, towers = [], self.settings.towers
+        for a, b in self.settings.meets:
+            here = batch["present"][towers[a]] & batch["present"][towers[b]]
+            if here.sum() > 1:
+                found.append(info_nce(outputs[a][here], outputs[b][here], self.temperature(),
+                                      positives_of(batch["item"][here])))
+        return {"contrastive_loss": torch.stack(found).mean()}
+
+
+def nearest_tenth(method: Method, rows: Pairs, cells: Sequence[tuple[str, str]],
+                  fewest: int = FEWEST) -> dict[tuple[str, str], float]:
+    """hit@10% by cell, both directions' mean; cells with fewer than `fewest` things that
+    have both are left out. Raises ValueError if none is left."""
+    kinds = dict.fromkeys(kind for cell in cells for kind in cell)
+    z = encode_pairs(method, rows, list(kinds))
+    here = {kind: rows.present[method.settings.towers[kind]].nonzero()[:, 0]
+            for kind in kinds}
+    found = {cell: mean(ask(z, here, rows.item, *way) for way in (cell, cell[::-1]))
+             for cell in cells if _things(rows.item, here, cell) >= fewest}
+    if not found:
+        raise ValueError(f"no cell of {list(cells)} has {fewest} things with both kinds: "
+                         "bring more rows")
+    return found
+
+
+def ask(z: Mapping[str, Tensor], here: Mapping[str, Tensor], item: Tensor, query: str,
+        gallery: str) -> float:
+    """hit@10% of one direction. z: unit rows by kind; here: numbers of the rows that have
+    it; only what the gallery has is asked for."""
+    asking = here[query][torch.isin(item[here[query]], item[here[gallery]])]
+    k = max(1, round(len(here[gallery]) / 10))
+    return retrieval(z[query][asking], z[gallery][here[gallery]], item[asking],
+                     item[here[gallery]], ks=(k,))[f"hit@{k}"]
+
+
+def _things(item: Tensor, here: Mapping[str, Tensor], cell: tuple[str, str]) -> int:
+    a, b = (item[here[kind]].unique() for kind in cell)
+    return int(torch.isin(a, b).sum())
+
+
+def validation(method: Method, splits: Splits) -> dict[str, float]:
+    """hit@10% on the validation rows, the mean over the cells that the arm is checked in."""
+    found = nearest_tenth(method, splits.val, method.settings.checked, 2)
+    return {"hit@10%": mean(found.values())}
+
+
+def over(cells: Sequence[tuple[str, str]], every: Sequence[tuple[str, str]],
+         ) -> Callable[[Mapping[str, Trained]], dict]:
+    """A claim's `measure`: the mean over the cells by arm, and beside it `every` cell."""
+    def measure(arms: Mapping[str, Trained]) -> dict[str, float]:
+        figures = {}
+        for name, arm in arms.items():
+            found = nearest_tenth(arm.method, arm.splits.test, every)
+            figures[name] = mean(found[cell] for cell in cells if cell in found)
+            figures |= {f"{name}, {a}-{b}": value for (a, b), value in found.items()}
+        return figures
+    return measure
+
+
+def cells_of(kinds: Sequence[str]) -> list[tuple[str, str]]:
+    """Every two of the kinds."""
+    return list(combinations(kinds, 2))
+
+
+def meeting(rows: Pairs, kinds: Sequence[str]) -> list[tuple[str, str]]:
+    """The cells of which more than `FEWEST` rows have both."""
+    return [(a, b) for a, b in cells_of(kinds) if int((
+        rows.present[f"{a}_features"] & rows.present[f"{b}_features"]).sum()) > FEWEST]
+
+
+def with_codes(pairs: Pairs) -> Pairs:
+    """`text_codes`: an arbitrary vector for each thing, as wide as the words' features."""
+    width = pairs["text_features"].shape[1]
+    codes = torch.randn(int(pairs.item.max()) + 1, width,
+                        generator=torch.Generator().manual_seed(0))
+    return pairs.with_features(text_codes=codes[pairs.item])
+
+
+def _arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
+    kinds = kinds_of(pairs)
+    columns = {kind: f"{kind}_features" for kind in kinds}
+    rows = with_codes(pairs.only("text", *columns.values()))
+    words, leaves = [("text", kind) for kind in kinds[1:]], kinds[1:]
+
+    @lru_cache(maxsize=8)
+    def splits_of(seed: int, hub: str = "", broken: bool = False) -> Splits:
+        parts = split(rows, seed)
+        parts = dealt(parts, seed, hub) if hub else parts
+        return training_unpaired(parts, seed) if broken else parts
+
+    def arm(meets: list, hub: str = "", broken: bool = False, **changes) -> Arm:
+        own = MapSettings(**{"towers": columns, "width": s.width, "meets": meets,
+                             "checked": meets} | changes)
+        return Arm(lambda seed: splits_of(seed, hub, broken),
+                   lambda splits: Map(own, splits.train))
+
+    pictures = [("image", kind) for kind in kinds if kind != "image"]
+    return {
+        "broken": arm(words, "text", True), "words": arm(words, "text"),
+        "pictures": arm(pictures, "image"), "anchored": arm(words),
+        "met": arm(meeting(pairs, kinds)),
+        "codes": arm(words, towers=columns | {"text": "text_codes"},
+                     checked=meeting(pairs, leaves))}
+
+
+def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
+    """The claims on `pairs` (from `data`); `hub` where three kinds are neither words nor
+    pictures."""
+    s, arms = SCALES[scale], _arms(pairs, SCALES[scale])
+    leaves = kinds_of(pairs)[1:]
+    met = meeting(pairs, leaves)
+    common = dict(figure="hit@10%", budget=s.budget, validate=validation, choose_by="hit@10%",
+                  grid=rates(3e-3, 1e-2, 3e-2, 1e-1))
+    trained = Null("nothing is paired in training", training_unpaired, 0.0, 0.02)
+
+    def learned(*cells: tuple[str, str]) -> Condition:
+        return Condition("hit@10% of the kinds with their hub", lambda arm: mean(nearest_tenth(
+            arm.method, arm.splits.test, cells).values()), 0.25, 0.95)
+
+    def pair_of(baseline: str, method: str, cells: list, **rest) -> dict:
+        return {**common, "arms": {name: arms[name] for name in (baseline, method)},
+                "baseline": baseline, "method": method,
+                "measure": over(cells, cells_of(kinds_of(pairs))), **rest}
+
+    with_words = [("text", kind) for kind in leaves]
+    listed = [
+        Claim(name="emergent", headline=True, margin=0.05,
+              margin_why="half of what chance finds, which is a tenth",
+              sentence="Kinds of material that met nothing but words find each other, more "
+                       "often than where the words were wrong.",
+              **pair_of("broken", "words", cells_of(leaves), differs="data",
+                        null=Null("no test row keeps its material", test_unpaired, 0.0, 0.02),
+                        condition=Condition("hit@10% of the control", lambda arm: mean(
+                            nearest_tenth(arm.method, arm.splits.test,
+                                          cells_of(leaves)).values()), 0.05, 0.2))),
+        Claim(name="direct", **MARGIN,
+              sentence="Where two kinds of a row are also compared directly, they find each "
+                       "other more often than through words alone.",
+              **pair_of("anchored", "met", met, differs="method", null=trained,
+                        condition=learned(*with_words))),
+        Claim(name="meaning", **MARGIN, subtracts="anchored minus codes",
+              statistic=lambda figures: figures["anchored"] - figures["codes"],
+              sentence="Words are a better hub than arbitrary codes, one for each thing.",
+              **pair_of("anchored", "codes", met, differs="method", null=trained,
+                        condition=learned(*with_words)))]
+    others = [kind for kind in leaves if kind != "image"]
+    if len(others) > 2:
+        with_pictures = [("image", kind) for kind in others]
+        listed.append(Claim(
+            name="hub", **MARGIN,
+            sentence="Through words more find each other than through pictures.",
+            **pair_of("pictures", "words", cells_of(others), differs="data", null=trained,
+                      condition=learned(*with_pictures))))
+    return listed

@@ -1,0 +1,98 @@
+"""Corpora one under another: things that are seen, heard, said and felt in different places
+become rows of one table, and equal names one item."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from alignkit.data.columns import Column, Lazy
+from alignkit.data.corpora import plain, together
+from alignkit.data.pairs import Pairs, Provenance
+
+RECIPE = "stacked 1"
+
+
+def stack(parts: Mapping[str, Pairs]) -> Pairs:
+    """The rows of all `parts`, one part after the other; a row lacks the columns that its
+    part has not (`present`).
+
+    Rows whose texts have the same `bare_name` are one item, and their groups one group:
+    Tux Paint's "A dog." and OpenMoji's "dog" are right answers to each other. ids are
+    "part id"; the label `part` says where a row comes from. Labels and tables are left out.
+
+    Args:
+        parts: name -> pairs with the column `text`; columns of one name are of one kind, and
+            tensors of one shape a row.
+
+    Raises: ValueError for no parts, or columns of one name that do not fit together;
+        KeyError for a part without `text`.
+    """
+    if not parts:
+        raise ValueError("parts is empty: give at least one, {'emoji': emoji()}")
+    names = [f"{name} {i}" for name, rows in parts.items() for i in rows.ids]
+    texts = [bare_name(text) for rows in parts.values() for text in rows["text"]]
+    columns = list(dict.fromkeys(c for rows in parts.values() for c in rows.columns))
+    items = [(name, k) for name, rows in parts.items() for k in rows.item.tolist()]
+    groups = [(name, k) for name, rows in parts.items() for k in rows.group.tolist()]
+    item = together(list(zip(items, texts, strict=True)))
+    told = "\n".join(f"{name} {rows.provenance.hash}" for name, rows in parts.items())
+    kinds = {rows.provenance.kind for rows in parts.values()}
+    return Pairs.make(
+        {c: _under(c, parts) for c in columns}, ids=names, item=item,
+        group=together(list(zip(groups, item, strict=True))),
+        present={c: torch.cat([rows.present[c] if c in rows.columns
+                               else torch.zeros(len(rows), dtype=torch.bool)
+                               for rows in parts.values()]) for c in columns},
+        labels={"part": torch.cat([torch.full((len(rows),), k)
+                                   for k, rows in enumerate(parts.values())])},
+        label_names={"part": list(parts)},
+        provenance=Provenance(
+            " + ".join(parts), kinds.pop() if len(kinds) == 1 else "composed",
+            "; ".join(dict.fromkeys(r.provenance.licence for r in parts.values())),
+            "; ".join(dict.fromkeys(r.provenance.source for r in parts.values())), RECIPE,
+            hashlib.sha256(f"{RECIPE}\n{told}".encode()).hexdigest()))
+
+
+def bare_name(text: str) -> str:
+    """"A dog." and "Dog" -> "dog": without article, case and final stop."""
+    return re.sub(r"^(an?|the)\s+", "", plain(text))
+
+
+def _under(name: str, parts: Mapping[str, Pairs]) -> Column:
+    """The column `name` of all parts; where a part lacks it, empty rows."""
+    here = [rows[name] for rows in parts.values() if name in rows.columns]
+    first = here[0]
+    if len({type(column) for column in here}) > 1:
+        raise ValueError(f"column {name!r} is of several kinds: "
+                         f"{sorted({type(column).__name__ for column in here})}")
+    if isinstance(first, Lazy):
+        if len({column.kind for column in here}) > 1:
+            raise ValueError(f"column {name!r} holds {sorted({c.kind for c in here})}")
+        readers = {part: rows[name].read for part, rows in parts.items()
+                   if name in rows.columns}
+        sources = [(part, rows[name].sources[k] if part in readers else None)
+                   for part, rows in parts.items() for k in range(len(rows))]
+        told = {column.version for column in here}
+        version = (told.pop() if len(told) == 1 else None if None in told
+                   else f"{RECIPE} {sorted(told)}")
+        return Lazy(sources, partial(_read, readers=readers), first.kind, version)
+    if isinstance(first, Tensor):
+        if len({column.shape[1:] for column in here}) > 1:
+            raise ValueError(f"column {name!r}: rows are {[list(c.shape[1:]) for c in here]}")
+        return torch.cat([rows[name] if name in rows.columns
+                          else first.new_zeros(len(rows), *first.shape[1:])
+                          for rows in parts.values()])
+    if isinstance(first, list):
+        return [text for rows in parts.values() for text in (
+            rows[name] if name in rows.columns else [""] * len(rows))]
+    raise ValueError(f"column {name!r}: {type(first).__name__} cannot be stacked")
+
+
+def _read(source: tuple, readers: Mapping) -> object:
+    """A row of a stacked column; KeyError where its part has none."""
+    part, inner = source
+    return readers[part](inner)
