@@ -10,6 +10,7 @@ from alignkit.claims import Runs
 from alignkit.claims import one_map as claims
 from alignkit.data import Pairs
 from alignkit.parts import info_nce, unit
+from alignkit.parts.hub import Hub, HubSettings
 
 
 # For the tests of all papers (toys.py).
@@ -90,7 +91,7 @@ def test_the_loss_is_the_mean_over_the_kinds_that_meet(pairs):
     columns = {kind: f"{kind}_features" for kind in WIDTHS}
     meets = [("text", "speech"), ("text", "sound"), ("image", "points")]
     torch.manual_seed(0)
-    method = claims.Map(claims.MapSettings(towers=columns, width=4, meets=meets), pairs)
+    method = Hub(HubSettings(towers=columns, width=4, meets=meets), pairs)
     rows = pairs.select(torch.arange(40, 100))
     found = method(method.collate(rows, torch.Generator()))["contrastive_loss"]
     each = []
@@ -107,7 +108,7 @@ def test_kinds_that_do_not_meet_send_each_other_nothing(pairs):
     columns = {kind: f"{kind}_features" for kind in WIDTHS}
     meets = [("text", kind) for kind in WIDTHS if kind != "text"]
     torch.manual_seed(0)
-    method = claims.Map(claims.MapSettings(towers=columns, width=4, meets=meets), pairs)
+    method = Hub(HubSettings(towers=columns, width=4, meets=meets), pairs)
     found = []
     for rows in (pairs, pairs.with_columns(sound_features=torch.randn(120, 8))):
         loss = method(rows.batch() | {"present": pairs.present})["contrastive_loss"]
@@ -115,10 +116,17 @@ def test_kinds_that_do_not_meet_send_each_other_nothing(pairs):
     assert torch.equal(*found)
 
 
+def test_a_batch_in_which_nobody_meets_is_refused(pairs):
+    columns = {kind: f"{kind}_features" for kind in ("speech", "points")}
+    method = Hub(HubSettings(towers=columns, width=4), pairs)
+    with pytest.raises(ValueError, match="look at `present`"):
+        method(pairs.batch())
+
+
 def test_the_nearest_tenth_by_a_plain_loop(pairs):
     columns = {kind: f"{kind}_features" for kind in WIDTHS}
     torch.manual_seed(0)
-    method = claims.Map(claims.MapSettings(towers=columns, width=4), pairs)
+    method = Hub(HubSettings(towers=columns, width=4), pairs)
     cell = "speech", "points"
     found = claims.nearest_tenth(method, pairs, [cell])[cell]
     shares = []
@@ -141,7 +149,7 @@ def test_the_nearest_tenth_by_a_plain_loop(pairs):
 
 def test_a_cell_without_enough_things_is_left_out(pairs):
     columns = {kind: f"{kind}_features" for kind in WIDTHS}
-    method = claims.Map(claims.MapSettings(towers=columns, width=4), pairs)
+    method = Hub(HubSettings(towers=columns, width=4), pairs)
     few = pairs.select((pairs.labels["part"] == 1) | (pairs.item > 6))
     cells = [("speech", "points"), ("text", "points")]
     assert list(claims.nearest_tenth(method, few, cells)) == cells[1:]

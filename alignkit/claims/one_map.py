@@ -59,7 +59,8 @@ from alignkit.data.stacked import bare_name, stack
 from alignkit.data.stamps import stamps
 from alignkit.encoders import add_features
 from alignkit.evaluation import encode_pairs, retrieval
-from alignkit.parts import Method, Settings, info_nce, positives_of
+from alignkit.parts import Method
+from alignkit.parts.hub import Hub, HubSettings
 from alignkit.training import Budget
 
 FIRST = 100  # of the paired seeds
@@ -216,30 +217,10 @@ def test_unpaired(splits: Splits, seed: int) -> Splits:
 
 
 @dataclass(frozen=True)
-class MapSettings(Settings):
-    """Settings of linear heads, and `meets`: the pairs of kinds that the loss compares;
-    `checked`: those in which the weights are chosen."""
+class MapSettings(HubSettings):
+    """`HubSettings`, and `checked`: the pairs of kinds by which the weights are chosen."""
 
-    temperature: float = 0.07
-    learn_temperature: bool = True
-    meets: Sequence[tuple[str, str]] = ()
     checked: Sequence[tuple[str, str]] = ()
-
-
-class Map(Method):
-    """A head for each kind of material; InfoNCE of every two kinds that meet, on the rows
-    that have both; all such pairs weigh the same."""
-
-    settings: MapSettings
-
-    def losses(self, outputs: dict, batch: dict, progress: float) -> dict[str, Tensor]:
-        found, towers = [], self.settings.towers
-        for a, b in self.settings.meets:
-            here = batch["present"][towers[a]] & batch["present"][towers[b]]
-            if here.sum() > 1:
-                found.append(info_nce(outputs[a][here], outputs[b][here], self.temperature(),
-                                      positives_of(batch["item"][here])))
-        return {"contrastive_loss": torch.stack(found).mean()}
 
 
 def nearest_tenth(method: Method, rows: Pairs, cells: Sequence[tuple[str, str]],
@@ -251,7 +232,7 @@ def nearest_tenth(method: Method, rows: Pairs, cells: Sequence[tuple[str, str]],
     here = {kind: rows.present[method.settings.towers[kind]].nonzero()[:, 0]
             for kind in kinds}
     found = {cell: mean(ask(z, here, rows.item, *way) for way in (cell, cell[::-1]))
-             for cell in cells if _things(rows.item, here, cell) >= fewest}
+             for cell in cells if things(rows.item, here, cell) >= fewest}
     if not found:
         raise ValueError(f"no cell of {list(cells)} has {fewest} things with both kinds: "
                          "bring more rows")
@@ -259,16 +240,16 @@ def nearest_tenth(method: Method, rows: Pairs, cells: Sequence[tuple[str, str]],
 
 
 def ask(z: Mapping[str, Tensor], here: Mapping[str, Tensor], item: Tensor, query: str,
-        gallery: str) -> float:
-    """hit@10% of one direction. z: unit rows by kind; here: numbers of the rows that have
-    it; only what the gallery has is asked for."""
+        gallery: str, **how) -> float:
+    """hit@10% of one direction. z: rows by kind; here: numbers of the rows that have it;
+    only what the gallery has is asked for. how: another `score` for `retrieval`."""
     asking = here[query][torch.isin(item[here[query]], item[here[gallery]])]
     k = max(1, round(len(here[gallery]) / 10))
     return retrieval(z[query][asking], z[gallery][here[gallery]], item[asking],
-                     item[here[gallery]], ks=(k,))[f"hit@{k}"]
+                     item[here[gallery]], ks=(k,), **how)[f"hit@{k}"]
 
 
-def _things(item: Tensor, here: Mapping[str, Tensor], cell: tuple[str, str]) -> int:
+def things(item: Tensor, here: Mapping[str, Tensor], cell: tuple[str, str]) -> int:
     a, b = (item[here[kind]].unique() for kind in cell)
     return int(torch.isin(a, b).sum())
 
@@ -327,7 +308,7 @@ def _arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
         own = MapSettings(**{"towers": columns, "width": s.width, "meets": meets,
                              "checked": meets} | changes)
         return Arm(lambda seed: splits_of(seed, hub, broken),
-                   lambda splits: Map(own, splits.train))
+                   lambda splits: Hub(own, splits.train))
 
     pictures = [("image", kind) for kind in kinds if kind != "image"]
     return {
