@@ -9,6 +9,8 @@ from toys import with_tones
 from alignkit.claims import Runs
 from alignkit.claims import one_map as claims
 from alignkit.data import Pairs
+from alignkit.data.dealing import split_shared, unpaired
+from alignkit.evaluation.cells import nearest_tenth
 from alignkit.parts import info_nce, unit
 from alignkit.parts.hub import Hub, HubSettings
 
@@ -49,7 +51,7 @@ def pairs() -> Pairs:
 
 def test_things_of_two_places_are_never_trained(pairs):
     for seed in range(3):
-        parts = claims.split(pairs, seed)
+        parts = split_shared(pairs, seed)
         shared = set(range(10))
         assert shared <= set(parts.test.item.tolist())
         assert not shared & set(torch.cat([parts.train.item, parts.val.item]).tolist())
@@ -58,7 +60,7 @@ def test_things_of_two_places_are_never_trained(pairs):
 
 @pytest.mark.parametrize("hub", ["text", "image"])
 def test_a_training_thing_is_for_one_kind_beside_the_hub(pairs, hub):
-    train = claims.dealt(claims.split(pairs, 1), 1, hub).train
+    train = claims.dealt(split_shared(pairs, 1), 1, hub).train
     others = [kind for kind in claims.kinds_of(pairs) if kind != hub]
     here = {kind: train.present[f"{kind}_features"] for kind in others}
     assert torch.stack([*here.values()]).sum(0).eq(1).all()
@@ -69,14 +71,14 @@ def test_a_training_thing_is_for_one_kind_beside_the_hub(pairs, hub):
 
 
 def test_scarce_kinds_take_the_groups_that_have_them(pairs):
-    parts = claims.split(pairs, 1)
+    parts = split_shared(pairs, 1)
     train = claims.dealt(parts, 1).train
     assert torch.equal(train.item[train.present["sound_features"]],
                        parts.train.item[parts.train.present["sound_features"]])
 
 
 def test_broken_rows_keep_nothing_of_their_own_and_nobody_else_gets_any(pairs):
-    wrong = claims.unpaired(pairs, 3)
+    wrong = unpaired(pairs, 3, claims._leaves(pairs))
     for kind in claims.kinds_of(pairs):
         name = f"{kind}_features"
         assert torch.equal(wrong.present[name], pairs.present[name])
@@ -128,7 +130,7 @@ def test_the_nearest_tenth_by_a_plain_loop(pairs):
     torch.manual_seed(0)
     method = Hub(HubSettings(towers=columns, width=4), pairs)
     cell = "speech", "points"
-    found = claims.nearest_tenth(method, pairs, [cell])[cell]
+    found = nearest_tenth(method, pairs, [cell])[cell]
     shares = []
     for ask, asked in (cell, cell[::-1]):
         z = {kind: unit(method.heads[kind](pairs[columns[kind]])).detach()
@@ -152,9 +154,9 @@ def test_a_cell_without_enough_things_is_left_out(pairs):
     method = Hub(HubSettings(towers=columns, width=4), pairs)
     few = pairs.select((pairs.labels["part"] == 1) | (pairs.item > 6))
     cells = [("speech", "points"), ("text", "points")]
-    assert list(claims.nearest_tenth(method, few, cells)) == cells[1:]
+    assert list(nearest_tenth(method, few, cells)) == cells[1:]
     with pytest.raises(ValueError, match="bring more rows"):
-        claims.nearest_tenth(method, few, cells[:1])
+        nearest_tenth(method, few, cells[:1])
 
 
 def test_codes_are_one_a_thing_and_say_nothing(pairs):

@@ -48,18 +48,18 @@ from itertools import combinations
 from statistics import mean
 
 import torch
-from torch import Tensor
 
 from alignkit.claims import gram
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
 from alignkit.claims.common import GPU, Encoders, image_text, rates
-from alignkit.data import Pairs, Splits, shuffle_pairs
+from alignkit.data import Pairs, Splits
 from alignkit.data.clips import moving
+from alignkit.data.dealing import deal, in_several, split_shared, unpaired
 from alignkit.data.furniture import furniture
 from alignkit.data.stacked import bare_name, stack
 from alignkit.data.stamps import stamps
 from alignkit.encoders import add_features
-from alignkit.evaluation import encode_pairs, retrieval
+from alignkit.evaluation.cells import FEWEST, Cell, nearest_tenth
 from alignkit.parts import Method
 from alignkit.parts.hub import Hub, HubSettings
 from alignkit.training import Budget
@@ -68,7 +68,6 @@ FIRST = 100  # of the paired seeds
 NEEDS = ("image", "text", "speech")
 KINDS = ("text", "image", "speech", "sound", "points", "video")
 SCARCE = ("sound", "video")  # a group that has them is dealt to them
-FEWEST = 5  # things that a cell needs to be counted
 MARGIN = {"margin": 0.03, "margin_why": "three in a hundred; chance finds ten"}
 
 
@@ -116,7 +115,7 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     pairs = stack({name: with_features(part, s) for name, part in places(s).items()})
     if s.things is None:
         return pairs
-    shared = in_two_places(pairs)
+    shared = in_several(pairs)
     others = pairs.group[~shared].unique()  # of all places, so that every kind is trained
     others = others[torch.linspace(0, len(others) - 1, s.things).long()]
     return pairs.select(shared | torch.isin(pairs.group, others))
@@ -152,108 +151,35 @@ def kinds_of(pairs: Pairs) -> list[str]:
     return [kind for kind in KINDS if f"{kind}_features" in pairs.columns]
 
 
-def in_two_places(pairs: Pairs) -> Tensor:
-    """Rows [n] of groups that stand in two parts of a stack."""
-    if "part" not in pairs.labels:
-        return torch.zeros(len(pairs), dtype=torch.bool)
-    both = torch.stack([pairs.group, pairs.labels["part"]]).unique(dim=1)[0]
-    groups, count = both.unique(return_counts=True)
-    return torch.isin(pairs.group, groups[count > 1])
-
-
-def split(pairs: Pairs, seed: int) -> Splits:
-    """Redrawn splits by group: things of two places and a sixth of the rest are the test."""
-    shared = in_two_places(pairs)
-    parts = pairs.select(~shared).split(seed, (0.73, 0.1, 0.17))
-    test = shared | torch.isin(pairs.group, parts.test.group)
-    return parts._replace(test=pairs.select(test))
-
-
 def dealt(splits: Splits, seed: int, hub: str = "text") -> Splits:
     """Every group of training things is for one kind alone beside the hub."""
-    return splits._replace(train=_dealt(splits.train, seed, hub))
+    first, *columns = (f"{kind}_features" for kind in (
+        hub, *(kind for kind in kinds_of(splits.train) if kind != hub)))
+    scarce = [f"{kind}_features" for kind in SCARCE]
+    return splits._replace(train=deal(splits.train, seed, first, columns, scarce))
 
 
-def _dealt(rows: Pairs, seed: int, hub: str) -> Pairs:
-    kinds = [kind for kind in kinds_of(rows) if kind != hub]
-    g = torch.Generator().manual_seed(seed)
-    given = torch.full((len(rows),), -1)
-    here = {kind: rows.present[f"{kind}_features"] & rows.present[f"{hub}_features"]
-            for kind in kinds}
-    for group in rows.group.unique():
-        mine = rows.group == group
-        has = [kind for kind in kinds if (here[kind] & mine).any()]
-        if has:
-            scarce = [kind for kind in SCARCE if kind in has]
-            draw = int(torch.randint(len(has), (), generator=g))
-            given[mine] = kinds.index((scarce or has[draw:])[0])
-    keep = torch.zeros(len(rows), dtype=torch.bool)
-    for k, kind in enumerate(kinds):
-        column = f"{kind}_features"
-        rows = rows.with_present(column, given == k)
-        keep |= rows.present[column] & here[kind]
-    return rows.select(keep)
-
-
-def unpaired(rows: Pairs, seed: int) -> Pairs:
-    """No row keeps its material: what is present of each kind but words changes places."""
-    columns = dict(rows.columns)
-    for k, kind in enumerate(kinds_of(rows)[1:]):
-        name = f"{kind}_features"
-        here = rows.present[name].nonzero()[:, 0]
-        if len(here) > 1:
-            moved = shuffle_pairs(rows.select(here).only(name), name, seed + 1000 * (k + 1))
-            columns[name] = columns[name].index_copy(0, here, moved[name])
-    return replace(rows, columns=columns)
+def _leaves(rows: Pairs) -> list[str]:
+    return [f"{kind}_features" for kind in kinds_of(rows)[1:]]
 
 
 def training_unpaired(splits: Splits, seed: int) -> Splits:
     """A null's `transform`: nothing is paired in training, nor where weights are chosen."""
-    return splits._replace(train=unpaired(splits.train, seed),
-                           val=unpaired(splits.val, seed + 1))
+    return splits._replace(train=unpaired(splits.train, seed, _leaves(splits.train)),
+                           val=unpaired(splits.val, seed + 1, _leaves(splits.val)))
 
 
 def test_unpaired(splits: Splits, seed: int) -> Splits:
     """A null's `transform`: no test row keeps its material."""
-    return splits._replace(test=unpaired(splits.test, seed))
+    return splits._replace(test=unpaired(splits.test, seed,
+                                         _leaves(splits.test)))
 
 
 @dataclass(frozen=True)
 class MapSettings(HubSettings):
     """`HubSettings`, and `checked`: the pairs of kinds by which the weights are chosen."""
 
-    checked: Sequence[tuple[str, str]] = ()
-
-
-def nearest_tenth(method: Method, rows: Pairs, cells: Sequence[tuple[str, str]],
-                  fewest: int = FEWEST) -> dict[tuple[str, str], float]:
-    """hit@10% by cell, both directions' mean; cells with fewer than `fewest` things that
-    have both are left out. Raises ValueError if none is left."""
-    kinds = dict.fromkeys(kind for cell in cells for kind in cell)
-    z = encode_pairs(method, rows, list(kinds))
-    here = {kind: rows.present[method.settings.towers[kind]].nonzero()[:, 0]
-            for kind in kinds}
-    found = {cell: mean(ask(z, here, rows.item, *way) for way in (cell, cell[::-1]))
-             for cell in cells if things(rows.item, here, cell) >= fewest}
-    if not found:
-        raise ValueError(f"no cell of {list(cells)} has {fewest} things with both kinds: "
-                         "bring more rows")
-    return found
-
-
-def ask(z: Mapping[str, Tensor], here: Mapping[str, Tensor], item: Tensor, query: str,
-        gallery: str, **how) -> float:
-    """hit@10% of one direction. z: rows by kind; here: numbers of the rows that have it;
-    only what the gallery has is asked for. how: another `score` for `retrieval`."""
-    asking = here[query][torch.isin(item[here[query]], item[here[gallery]])]
-    k = max(1, round(len(here[gallery]) / 10))
-    return retrieval(z[query][asking], z[gallery][here[gallery]], item[asking],
-                     item[here[gallery]], ks=(k,), **how)[f"hit@{k}"]
-
-
-def things(item: Tensor, here: Mapping[str, Tensor], cell: tuple[str, str]) -> int:
-    a, b = (item[here[kind]].unique() for kind in cell)
-    return int(torch.isin(a, b).sum())
+    checked: Sequence[Cell] = ()
 
 
 def validation(method: Method, splits: Splits) -> dict[str, float]:
@@ -262,7 +188,7 @@ def validation(method: Method, splits: Splits) -> dict[str, float]:
     return {"hit@10%": mean(found.values())}
 
 
-def over(cells: Sequence[tuple[str, str]], every: Sequence[tuple[str, str]],
+def over(cells: Sequence[Cell], every: Sequence[Cell],
          ) -> Callable[[Mapping[str, Trained]], dict]:
     """A claim's `measure`: the mean over the cells by arm, and beside it `every` cell."""
     def measure(arms: Mapping[str, Trained]) -> dict[str, float]:
@@ -275,12 +201,12 @@ def over(cells: Sequence[tuple[str, str]], every: Sequence[tuple[str, str]],
     return measure
 
 
-def cells_of(kinds: Sequence[str]) -> list[tuple[str, str]]:
+def cells_of(kinds: Sequence[str]) -> list[Cell]:
     """Every two of the kinds."""
     return list(combinations(kinds, 2))
 
 
-def meeting(rows: Pairs, kinds: Sequence[str]) -> list[tuple[str, str]]:
+def meeting(rows: Pairs, kinds: Sequence[str]) -> list[Cell]:
     """The cells of which more than `FEWEST` rows have both."""
     return [(a, b) for a, b in cells_of(kinds) if int((
         rows.present[f"{a}_features"] & rows.present[f"{b}_features"]).sum()) > FEWEST]
@@ -302,7 +228,7 @@ def _arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
 
     @lru_cache(maxsize=8)
     def splits_of(seed: int, hub: str = "", broken: bool = False) -> Splits:
-        parts = split(rows, seed)
+        parts = split_shared(rows, seed)
         parts = dealt(parts, seed, hub) if hub else parts
         return training_unpaired(parts, seed) if broken else parts
 
@@ -331,7 +257,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
                   grid=rates(3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0))
     trained = Null("nothing is paired in training", training_unpaired, 0.0, 0.02)
 
-    def learned(*cells: tuple[str, str]) -> Condition:
+    def learned(*cells: Cell) -> Condition:
         return Condition("hit@10% of the kinds with their hub", lambda arm: mean(nearest_tenth(
             arm.method, arm.splits.test, cells).values()), 0.25, 0.95)
 
