@@ -35,8 +35,9 @@ Looked at before, on the baselines `anchored`, `pictures` and `broken` alone, se
 3002: hit@10% with the hub .38 to .48 (`anchored`) and .52 (`pictures`), of the other cells .24
 to .28 and .17 to .19, of `broken` .12 and .14; .10 is chance for things with one row, and things
 of two places have several. Sounds are weak (.20 with words: some 60 to learn from). 60 steps
-of 512 find as much as 150 or 300, which overfit, and batches of 256 as much; higher rates find more, so the grid went to .1, and
-to 1 after `words` had chosen its end; no validation score was read.
+of 512 find as much as 150 or 300, which overfit, and batches of 256 as much. Higher rates find
+more, so the grid went to .1, and to 1 after `words` had chosen its end; no validation score was
+read.
 
 Draft: nothing is published yet. Delete this line with the first published results.
 """
