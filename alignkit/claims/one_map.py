@@ -38,8 +38,6 @@ of two places have several. Sounds are weak (.20 with words: some 60 to learn fr
 of 512 find as much as 150 or 300, which overfit, and batches of 256 as much. Higher rates find
 more, so the grid went to .1, and to 1 after `words` had chosen its end; no validation score was
 read.
-
-Draft: nothing is published yet. Delete this line with the first published results.
 """
 
 from collections.abc import Callable, Mapping, Sequence
