@@ -1,0 +1,48 @@
+"""Distances again, by how much the neighbourhoods of two rows have in common."""
+
+import torch
+from torch import Tensor
+
+
+def rerank(distances: Tensor, k1: int = 20, k2: int = 6, share: float = 0.3) -> Tensor:
+    """k-reciprocal re-ranking (Zhong et al., CVPR 2017): distances [n, n] -> [n, n].
+
+    D: the given distances, each column divided by its largest, transposed. N(i, k): the
+    k + 1 rows nearest to i, i among them. R(i, k): those j in N(i, k) that have i in
+    N(j, k). R*(i): R(i, k1), and R(j, k1/2) of each j in it of which more than two thirds
+    lie in R(i, k1). Then
+
+        V_ij = exp(−D_ij) / Σ,  j in R*(i), else 0;   V_i ← mean of V over the k2 nearest
+        J_ij = 1 − m / (2 − m),   m = Σ_l min(V_il, V_jl)
+        result = (1 − share) J + share D
+
+    In place of one matrix a stack of them, [..., n, n], may stand: each is ranked alone.
+    Rows at equal distance stand in their own order.
+
+    Args:
+        distances: 0 or more, such as squared Euclidean ones between unit rows.
+        k1, k2: at least 1; larger than the rows count as all of them.
+        share: of the old distance, between 0 and 1.
+
+    Raises ValueError for distances that are not square or a number out of range.
+    """
+    n = distances.shape[-1]
+    if distances.ndim < 2 or distances.shape[-2] != n:
+        raise ValueError(f"distances must be [..., n, n], got {tuple(distances.shape)}")
+    if k1 < 1 or k2 < 1 or not 0 <= share <= 1:
+        raise ValueError("k1 and k2 must be at least 1 and share between 0 and 1, got "
+                         f"{k1}, {k2} and {share}")
+    largest = distances.amax(-2, keepdim=True).clamp_min(torch.finfo(distances.dtype).tiny)
+    d = (distances / largest).mT
+    place = d.argsort(dim=-1, stable=True).argsort(-1)  # of j among the neighbours of i
+    near, half = ((place <= k) & (place <= k).mT for k in (k1, round(k1 / 2)))
+
+    inside, sizes = near.to(d) @ half.to(d).mT, half.sum(-1).to(d)
+    joins = near & (3 * inside > 2 * sizes[..., None, :])  # [i, j]: R(j, k1/2) is taken in
+    wide = near | ((joins.to(d) @ half.to(d)) > 0)
+    v = torch.exp(-d) * wide
+    v = v / v.sum(-1, keepdim=True)
+    v = (place < k2).to(d) @ v / min(k2, n)
+    # Σ min(a, b) = 1 − Σ |a − b| / 2, for rows that sum to 1.
+    common = 1 - torch.cdist(v, v, p=1) / 2
+    return (1 - share) * (1 - common / (2 - common)) + share * d

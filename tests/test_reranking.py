@@ -1,0 +1,80 @@
+"""k-reciprocal re-ranking against loops over sets, as the paper writes it."""
+
+import math
+
+import pytest
+import torch
+
+from alignkit.parts.reranking import rerank
+
+
+def loop(distances: list, k1: int, k2: int, share: float) -> list:
+    """R*, V, the mean over neighbours and Jaccard's distance, row by row."""
+    n = len(distances)
+    largest = [max(distances[i][j] for i in range(n)) for j in range(n)]
+    d = [[distances[j][i] / largest[i] for j in range(n)] for i in range(n)]
+    order = [sorted(range(n), key=lambda j: d[i][j]) for i in range(n)]
+
+    def mutual(i: int, k: int) -> set:
+        return {j for j in order[i][:k + 1] if i in order[j][:k + 1]}
+
+    v = []
+    for i in range(n):
+        here, wide = mutual(i, k1), set(mutual(i, k1))
+        for j in here:
+            its = mutual(j, round(k1 / 2))
+            if len(its & here) > 2 / 3 * len(its):
+                wide |= its
+        weights = [math.exp(-d[i][j]) if j in wide else 0.0 for j in range(n)]
+        v.append([w / sum(weights) for w in weights])
+    v = [[sum(v[j][m] for j in order[i][:k2]) / len(order[i][:k2]) for m in range(n)]
+         for i in range(n)]
+    found = []
+    for i in range(n):
+        common = [sum(min(a, b) for a, b in zip(v[i], v[j])) for j in range(n)]
+        found.append([(1 - share) * (1 - m / (2 - m)) + share * d[i][j]
+                      for j, m in enumerate(common)])
+    return found
+
+
+def cloud(n: int, seed: int = 0, d: int = 3) -> torch.Tensor:
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.cdist(x, x) ** 2
+
+
+@pytest.mark.parametrize(("n", "k1", "k2"), [(14, 5, 3), (14, 4, 1), (9, 20, 6), (2, 1, 1)])
+def test_it_is_the_loop_over_sets(n, k1, k2):
+    d = cloud(n)
+    expected = torch.tensor(loop(d.tolist(), k1, k2, 0.3), dtype=torch.float64)
+    assert torch.allclose(rerank(d, k1, k2, 0.3), expected, rtol=0, atol=1e-12)
+
+
+def test_a_stack_is_ranked_one_by_one():
+    stack = torch.stack([cloud(8, seed) for seed in range(3)])
+    each = torch.stack([rerank(d, 3, 2) for d in stack])
+    assert torch.allclose(rerank(stack, 3, 2), each, rtol=0, atol=1e-12)
+
+
+def test_the_share_alone_gives_the_old_distance():
+    d = cloud(6)
+    assert torch.allclose(rerank(d, 3, 2, 1.0), (d / d.amax(0)).T)
+
+
+def test_a_row_is_nearest_to_itself_and_neighbours_in_common_bring_rows_closer():
+    """Six rows on a line in two groups: within a group all are closer than across."""
+    at = torch.tensor([0.0, 0.1, 0.2, 1.0, 1.1, 1.2], dtype=torch.float64)
+    found = rerank((at[:, None] - at) ** 2, k1=2, k2=2)
+    assert torch.allclose(found.diagonal(), torch.zeros(6, dtype=torch.float64))
+    assert found[:3, :3].max() < found[:3, 3:].min()
+
+
+def test_equal_rows_are_at_distance_zero_and_nothing_is_divided_by_zero():
+    assert torch.equal(rerank(torch.zeros(4, 4), 2, 1), torch.zeros(4, 4))
+
+
+@pytest.mark.parametrize(("changes", "word"), [
+    ({"distances": torch.zeros(3, 4)}, r"\(3, 4\)"), ({"k1": 0}, "k1"),
+    ({"k2": 0}, "k2"), ({"share": 1.5}, "share")])
+def test_bad_input_is_named(changes, word):
+    with pytest.raises(ValueError, match=word):
+        rerank(**{"distances": torch.zeros(3, 3), **changes})
