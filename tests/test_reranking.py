@@ -68,6 +68,12 @@ def test_a_row_is_nearest_to_itself_and_neighbours_in_common_bring_rows_closer()
     assert found[:3, :3].max() < found[:3, 3:].min()
 
 
+def test_the_order_of_rows_decides_nothing_where_distances_tie():
+    at = torch.tensor([0.0, 1, 1, 1, 1, 2, 2, 0])  # more equal rows than k1 + 1
+    d, order = (at[:, None] - at) ** 2, torch.tensor([3, 7, 0, 6, 1, 5, 2, 4])
+    assert torch.allclose(rerank(d[order][:, order], 2, 2), rerank(d, 2, 2)[order][:, order])
+
+
 def test_equal_rows_are_at_distance_zero_and_nothing_is_divided_by_zero():
     assert torch.equal(rerank(torch.zeros(4, 4), 2, 1), torch.zeros(4, 4))
 

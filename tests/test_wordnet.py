@@ -27,7 +27,7 @@ def test_the_synsets_around_follow_the_wider_first():
 def test_every_noun_of_scenes_has_a_definition_of_its_own():
     told = [definition(noun) for noun in NOUNS]
     assert len(set(told)) == len(NOUNS) and set(SENSES) < set(NOUNS)
-    assert definition("Guinea Pig").startswith("guinea pig, Cavia cobaya:")
+    assert definition("Guinea Pig", 2).startswith("guinea pig, Cavia cobaya:")
 
 
 def test_an_unknown_noun_or_sense_is_named():

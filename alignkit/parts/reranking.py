@@ -17,7 +17,7 @@ def rerank(distances: Tensor, k1: int = 20, k2: int = 6, share: float = 0.3) -> 
         result = (1 − share) J + share D
 
     In place of one matrix a stack of them, [..., n, n], may stand: each is ranked alone.
-    Rows at equal distance stand in their own order.
+    Rows as far as the last of the k nearest count too: no order of rows decides.
 
     Args:
         distances: 0 or more, such as squared Euclidean ones between unit rows.
@@ -34,15 +34,20 @@ def rerank(distances: Tensor, k1: int = 20, k2: int = 6, share: float = 0.3) -> 
                          f"{k1}, {k2} and {share}")
     largest = distances.amax(-2, keepdim=True).clamp_min(torch.finfo(distances.dtype).tiny)
     d = (distances / largest).mT
-    place = d.argsort(dim=-1, stable=True).argsort(-1)  # of j among the neighbours of i
-    near, half = ((place <= k) & (place <= k).mT for k in (k1, round(k1 / 2)))
+    ordered = d.sort(-1).values
 
+    def nearest(count: int) -> Tensor:
+        """[i, j]: j is among the `count` nearest to i, ties with the last included."""
+        return d <= ordered[..., min(count, n) - 1, None]
+
+    near, half = (m & m.mT for m in (nearest(k1 + 1), nearest(round(k1 / 2) + 1)))
     inside, sizes = near.to(d) @ half.to(d).mT, half.sum(-1).to(d)
     joins = near & (3 * inside > 2 * sizes[..., None, :])  # [i, j]: R(j, k1/2) is taken in
     wide = near | ((joins.to(d) @ half.to(d)) > 0)
     v = torch.exp(-d) * wide
     v = v / v.sum(-1, keepdim=True)
-    v = (place < k2).to(d) @ v / min(k2, n)
+    averaged = nearest(k2).to(d)
+    v = averaged @ v / averaged.sum(-1, keepdim=True)
     # Σ min(a, b) = 1 − Σ |a − b| / 2, for rows that sum to 1.
     common = 1 - torch.cdist(v, v, p=1) / 2
     return (1 - share) * (1 - common / (2 - common)) + share * d
