@@ -41,11 +41,11 @@ the default. There a picture is among its own neighbours; here it is not. Sizes 
 neighbourhoods are ours. A missing text is 0 and at distance 2 of all, there the embedding of
 " ". model.py:679 puts the batch's keys into the queue before b, here they stand beside it.
 The momentum copy moves after a step, at model.py:643 before. The encoder is not held still
-first. Multi-label classes (NUS-WIDE) are not built.
+first; the queue is filled anew with the prototypes. Multi-label classes (NUS-WIDE) are not built.
 Reconstructed: nothing of the method; the paper's own figures were not found.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +164,7 @@ class AnchorMeans(Method):
     def stages(self) -> list[Stage]:
         return [Stage("anchors", solve=self.find)]
 
+    @torch.no_grad()
     def find(self, pairs: Pairs) -> None:
         """Choose the anchors of each class, and take the means of those that begin it."""
         members = self.members(pairs)
@@ -257,6 +258,13 @@ class Capro(AnchorMeans):
                 Stage("capro"), Stage("clean", solve=self.correct),
                 Stage("classifier", self.cleaned, [{"params": list(
                     self.classifier.parameters())}], steps=s.last)]
+
+    @torch.no_grad()
+    def find(self, pairs: Pairs) -> None:
+        """Anchors and first prototypes; and keys of drawn rows, made now, into the queue."""
+        super().find(pairs)
+        few = pairs.select(torch.randperm(len(pairs))[:len(self.queue.rows)])
+        self.queue.push(self.seen(few), few.item.to(self.queue.item.device))
 
     def seen(self, pairs: Pairs) -> Tensor:
         """z' of the rows as they are."""
@@ -355,6 +363,7 @@ class Capro(AnchorMeans):
             self.centres.copy_(moved(self.centres, *map(gather_rows, (z, y, kept)),
                                      self.settings.slow_prototypes))
 
+    @torch.no_grad()
     def correct(self, pairs: Pairs) -> None:
         """The labels of all training rows, cleaned by r."""
         s, device = self.settings, self.centres.device
@@ -366,10 +375,9 @@ class Capro(AnchorMeans):
     def cleaned(self, pairs: Pairs) -> Pairs:
         """The training rows that are kept, with their corrected labels."""
         y = self.corrected.cpu()
-        rows = pairs.select(y >= 0)
-        y = y[y >= 0]
-        rows.labels.update({self.settings.label: y, "cleaned": torch.ones_like(y)})
-        return rows
+        rows, y = pairs.select(y >= 0), y[y >= 0]
+        return replace(rows, labels=rows.labels | {self.settings.label: y,
+                                                   "cleaned": torch.ones_like(y)})
 
 
 class CrossEntropy(Capro):
