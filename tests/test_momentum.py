@@ -118,3 +118,14 @@ def test_its_place_goes_into_the_checkpoint():
         queue.push(batch(4, seed=1), torch.arange(3, 7))
     assert torch.equal(one.rows, other.rows) and torch.equal(one.item, other.item)
     assert int(one.place) == 2
+
+
+def test_info_nce_against_the_queue_is_the_loop():
+    torch.manual_seed(0)
+    queue = FeatureQueue(5, 3).double()
+    z, own = (unit(torch.randn(4, 3, dtype=torch.float64)) for _ in range(2))
+    loss = 0.0
+    for row, key in zip(z, own):
+        scores = [7.0 * (row @ key), *(7.0 * (row @ q) for q in queue.rows)]
+        loss += (sum(s.exp() for s in scores).log() - scores[0]) / 4
+    assert torch.allclose(queue.info_nce(z, own, 7.0), loss, rtol=0, atol=1e-12)

@@ -1,11 +1,13 @@
-"""k-reciprocal re-ranking against loops over sets, as the paper writes it."""
+"""k-reciprocal re-ranking against loops over sets, as the paper writes it; the graph and the
+smoothing made with it against loops over rows."""
 
 import math
 
 import pytest
 import torch
 
-from alignkit.parts.reranking import rerank
+from alignkit.parts import unit
+from alignkit.parts.reranking import distances, neighbour_graph, rerank, smoothed
 
 
 def loop(distances: list, k1: int, k2: int, share: float) -> list:
@@ -84,3 +86,48 @@ def test_equal_rows_are_at_distance_zero_and_nothing_is_divided_by_zero():
 def test_bad_input_is_named(changes, word):
     with pytest.raises(ValueError, match=word):
         rerank(**{"distances": torch.zeros(3, 3), **changes})
+
+
+# The graph ----------------------------------------------------------------------------
+def rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=generator, dtype=torch.float64)
+
+
+def dense(edges: torch.Tensor, w: torch.Tensor, n: int) -> torch.Tensor:
+    found = torch.zeros(n, n, dtype=torch.float64)
+    found[edges[0], edges[1]] = w
+    return found
+
+
+@pytest.mark.parametrize("by_distance", [False, True])
+def test_the_graph_is_the_loop_over_rows(by_distance):
+    x, A = rows(9, 5), torch.zeros(9, 9, dtype=torch.float64)
+    cos = [[float(a @ b / a.norm() / b.norm()) for b in x] for a in x]
+    for i in range(9):
+        near = sorted((j for j in range(9) if j != i), key=lambda j: -cos[i][j])[:4]
+        few = [i, *near]
+        d = torch.tensor([[0.0 if a == b else 2 - 2 * cos[a][b] for b in few] for a in few],
+                         dtype=torch.float64)
+        again = rerank(d, 3, 2, 0.3)[0, 1:].tolist()
+        for far, j in sorted(zip(again, near))[:2]:
+            w = far if by_distance else 1 - far
+            A[i, j] = A[j, i] = max(A[i, j], A[j, i], w)
+    A /= A.sum(1, keepdim=True)
+    edges, w = neighbour_graph(x, 4, 2, (3, 2, 0.3), by_distance)
+    assert torch.allclose(dense(edges, w, 9), A, rtol=0, atol=1e-9)
+    assert not A.diagonal().any() and torch.equal(A > 0, (A > 0).T)
+
+
+def test_rows_become_the_weighted_mean_of_their_neighbours_and_zero_stays_zero():
+    edges, w = neighbour_graph(rows(9, 5), 4, 2, (3, 2, 0.3))
+    texts = unit(rows(9, 6, 3))
+    assert torch.allclose(smoothed(texts, (edges, w)), unit(dense(edges, w, 9) @ texts))
+    texts[edges[1][edges[0] == 0]] = 0  # none of the first row's neighbours has one
+    assert not smoothed(texts, (edges, w))[0].any()
+
+
+def test_a_row_of_zeros_is_far_from_all():
+    x = unit(rows(3, 4))
+    x[1] = 0
+    assert torch.equal(distances(x)[1], torch.tensor([2.0, 0, 2], dtype=torch.float64))

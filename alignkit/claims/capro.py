@@ -29,7 +29,6 @@ baseline's; `drawn` .31 at .005.
 Draft: nothing is published yet. Delete this line with the first published results.
 """
 
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -39,14 +38,12 @@ import torch
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
 from alignkit.claims.common import GPU, Encoders, by_arm, image_text, need_labels, on_test
 from alignkit.data import Pairs, Splits, drop_modality
-from alignkit.data.objects import objects
-from alignkit.data.scenes import NOUNS
-from alignkit.data.styles import read_keywords
-from alignkit.data.wordnet import definition
+from alignkit.data.searched import searched
 from alignkit.encoders import add_features
 from alignkit.evaluation import encode_pairs
-from alignkit.methods.capro import AnchorMeans, Capro, CaproSettings, CrossEntropy
+from alignkit.methods.capro import AnchorMeans, Capro, CaproSettings
 from alignkit.parts import Method
+from alignkit.parts.classifier import Classifier
 from alignkit.training import Budget
 
 FIRST = 100  # of the paired seeds; those below were free for looks while it was planned
@@ -79,29 +76,17 @@ SCALES = {
     # One 16 GB GPU: WebVision's first 50 classes or a search of your own (`--pairs`).
     "gpu": Scale(image="timm:resnet50.a1_in1k", text=GPU["text"], budget=Budget(
         steps=6000, batch_size=256, lr=1e-3), network=CaproSettings(
-            hidden=2048, width=128, queue=8192, anchors=50, k1=20, k2=6, slow=0.999,
-            slow_prototypes=0.999, first=12_000, last=1500)),
+            hidden=2048, width=128, queue=8192, anchors=50, ranking=(20, 6, 0.3),
+            slow=(0.999, 0.999), first=12_000, last=1500)),
     # Google500: the authors' sizes on features of ResNet-50, which stays frozen here.
     "full": Scale(image="timm:resnet50.a1_in1k", budget=Budget(
         steps=140_000, batch_size=256, lr=1e-3), network=CaproSettings(
-            hidden=2048, width=128, queue=8192, anchors=50, k1=20, k2=6, slow=0.999,
-            slow_prototypes=0.999, first=280_000, last=35_000)),
+            hidden=2048, width=128, queue=8192, anchors=50, ranking=(20, 6, 0.3),
+            slow=(0.999, 0.999), first=280_000, last=35_000)),
 }
 
 
 # Data ---------------------------------------------------------------------------------
-def tags() -> dict[str, list[str]]:
-    """{noun: CLDR's keywords that do not hold it}, of the nouns with four or more."""
-    told = read_keywords("en")["en"]
-    found = {}
-    for noun, code in NOUNS.items():
-        words = [word for word in told.get(chr(int(code, 16)), "").split(", ")
-                 if word and noun not in word.lower()]
-        if len(words) >= 4:
-            found[noun] = words
-    return found
-
-
 def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     """Pictures with web texts, label `class`, and in the table `classes` the definitions; or
     the user's `pairs`, where the classes' names stand for definitions that they lack.
@@ -110,7 +95,7 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     """
     s = SCALES[scale]
     if pairs is None and scale in ("tiny", "small"):
-        pairs = found_by_name(s.each, s.nouns)
+        pairs = searched(s.each, s.nouns)
     else:
         pairs = image_text(scale, pairs)
         need_labels(pairs, LABELS, "what each picture shows")
@@ -119,27 +104,6 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     pairs = add_features(add_features(pairs, "image", s.image), "text", s.text)
     return replace(pairs, tables=pairs.tables | {
         "classes": add_features(classes, "text", s.text)})
-
-
-def found_by_name(each: int, nouns: int | None = None) -> Pairs:
-    """`each` pictures of every noun with their web texts, and the table `classes`."""
-    told = dict(list(tags().items())[:nouns])
-    pairs, names = objects(each, nouns=list(told), corpus_seed=7), list(told)
-    shown = [names.index(NAMES[k]) for k in pairs.labels["noun"].tolist()]
-    texts = []
-    for row, k in enumerate(shown):
-        draw = random.Random(f"web {row}")
-        own, stray = told[names[k]], told[draw.choice(names[:k] + names[k + 1:])]
-        words = [*draw.sample(own, 2), draw.choice(stray)]
-        draw.shuffle(words)
-        texts.append(", ".join(words))
-    classes = Pairs.make({"text": [definition(name) for name in names]}, ids=names)
-    pairs = pairs.only("image", "text").with_columns(text=texts)
-    return replace(pairs, labels={"class": torch.tensor(shown)}, label_names={"class": names},
-                   tables={"classes": classes})
-
-
-NAMES = list(NOUNS)
 
 
 def polluted(splits: Splits, seed: int, wrong: float, missing: float) -> Splits:
@@ -183,7 +147,7 @@ def validate(method: Method, splits: Splits) -> dict[str, float]:
     return {"accuracy": accuracy(method, splits.val)}
 
 
-def precision(arm: Trained) -> float:
+def anchors_right(arm: Trained) -> float:
     """The share of the polluted classes' anchors that show the class."""
     train, anchors = arm.splits.train, arm.method.anchors.cpu()
     chosen = anchors[train.tables["polluted"]]
@@ -203,7 +167,7 @@ def with_targets(arms: Mapping[str, Trained]) -> dict[str, float]:
     z = encode_pairs(method, rows, ["z"])["z"]
     method = method.eval()
     for name, soft in (("votes", method.target(z, z[:0], rows.item[:0])),
-                       ("own prediction", method.vote(z))):
+                       ("own prediction", method.predicted(method.low(z), z))):
         figures[name] = float((soft.argmax(1).cpu() == rows.labels["class"]).double().mean())
     return figures
 
@@ -214,7 +178,7 @@ def raw_anchors(arm: Trained) -> float:
     found = AnchorMeans(settings, arm.splits.train)
     with torch.no_grad():
         found.find(arm.splits.train)
-    return precision(Trained(found, arm.splits, None))
+    return anchors_right(Trained(found, arm.splits, None))
 
 
 # Nulls --------------------------------------------------------------------------------
@@ -258,7 +222,7 @@ def _arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
                for name, changes in (("raw", {"texts": "raw"}), ("smoothed", {}),
                                      ("quirk", {"weight": "distance"}))}
     return {"all": arm(chosen="all"), "capro": arm(), "drawn": arm(chosen="drawn"),
-            "own": arm(target="own"), "ce": arm(CrossEntropy), "nearest": arm(AnchorMeans),
+            "own": arm(target="own"), "ce": arm(Classifier), "nearest": arm(AnchorMeans),
             "drawn@30": arm(wrong=s.less, chosen="drawn"), "capro@30": arm(wrong=s.less),
             **matched}
 
@@ -298,8 +262,8 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         claim("enhanced", "With many texts missing, texts smoothed over similar pictures "
               "choose more precise anchors than texts as they are.", "raw", "smoothed",
               *(name for name in arms if name.startswith(("raw@", "smoothed@", "quirk"))),
-              figure="precision", measure=by_arm(precision), null=SILENT, condition=Condition(
-                  "precision of raw anchors leaves room", precision, 0.45, 0.9),
+              figure="precision", measure=by_arm(anchors_right), null=SILENT, condition=Condition(
+                  "precision of raw anchors leaves room", anchors_right, 0.45, 0.9),
               detectable=0.05, margin=0.05, margin_why="one anchor in twenty; the class means "
               "forgive less than that"),
         claim("collective", "Soft labels by the votes of a dictionary gain more than the row's "

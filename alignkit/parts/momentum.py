@@ -70,6 +70,13 @@ class FeatureQueue(nn.Module):
         [b + length, width] and [b + length]."""
         return torch.cat([rows, self.rows.to(rows)]), torch.cat([item, self.item])
 
+    def info_nce(self, rows: Tensor, own: Tensor, scale: Tensor | float) -> Tensor:
+        """InfoNCE of unit rows [b, width] with their own keys [b, width]; the wrong answers
+        are the queue's alone."""
+        right = (rows * own).sum(1, keepdim=True)
+        logits = scale * torch.cat([right, rows @ self.rows.to(rows).T], 1)
+        return (logits.logsumexp(1) - logits[:, 0]).mean()
+
     @torch.no_grad()
     def push(self, rows: Tensor, item: Tensor) -> None:
         """Put keys [b, width] of items [b] (0 or more) in, those of all processes; of
