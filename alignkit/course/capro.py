@@ -116,11 +116,6 @@ def _half(r, y, anchor, gamma):
     return torch.where(anchor, y, found)
 
 
-def _nothing_dropped(r, y, anchor, gamma):
-    sure, guess = r.max(dim=1)
-    return torch.where((sure >= gamma) & ~anchor, guess, y)
-
-
 def _predictions(generator: torch.Generator) -> tuple:
     """Every case once, then some at random."""
     n, classes = random_size(generator, 14, 20), 4
@@ -153,18 +148,13 @@ cleaned = Exercise(
         ),
         "kept by the best class": Mistake(
             _kept_by_the_best,
-            "ask whether the BEST class reaches 1/C, which it always does. Ask for the "
-            "share of the row's own label.",
+            "ask whether the BEST class reaches 1/C, which it always does, so that nothing "
+            "is dropped. Ask for the share of the row's own label.",
         ),
         "a half": Mistake(
             _half,
             "ask for half of the shares. A label stays if it has what an even guess among "
             "C classes would give it, 1/C.",
-        ),
-        "nothing dropped": Mistake(
-            _nothing_dropped,
-            "drop nothing. A row whose label has less than 1/C, and no sure class, is no "
-            "use to any loss with a label: give it −1.",
         ),
     },
 )
@@ -201,7 +191,7 @@ def _looks(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     looked = torch.randint(4, 60, (n,), generator=generator).float()
     right = (looked * torch.rand(n, generator=generator)).round()
     looked[:6] = torch.tensor([3.0, 12, 40, 40, 8, 30])
-    right[:6] = torch.tensor([3.0, 8, 27, 12, 3, 17])
+    right[:6] = torch.tensor([3.0, 8, 25, 8, 3, 17])
     return right, looked
 
 
@@ -221,10 +211,10 @@ trusted = Exercise(
             "leave out the two right and two wrong ones that are added. Without them three "
             "of three has an interval of no width, and is trusted.",
         ),
-        "the variance": Mistake(
-            _by(lambda p, n: 2 * p * (1 - p) / n),
-            "take the variance for the half-width. It is two standard deviations: take the "
-            "square root.",
+        "one deviation": Mistake(
+            _by(lambda p, n: (p * (1 - p) / n).sqrt()),
+            "take one standard deviation. The task's interval is two on each side: one "
+            "leaves out a third of what chance does.",
         ),
         "the rows' spread": Mistake(
             _by(lambda p, n: 2 * (p * (1 - p)).sqrt()),
