@@ -152,6 +152,7 @@ def lxmert(model: FusionModel):
     return theirs.eval(), beside
 
 
+@pytest.mark.slow  # the import of transformers' models
 def test_it_is_the_lxmert_of_transformers_in_value_and_gradient():
     model = made(word_layers=2).double()
     for p in model.parameters():

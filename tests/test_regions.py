@@ -107,8 +107,7 @@ def test_the_whole_picture_is_the_pooled_feature():
 
 
 def test_a_box_takes_no_heed_of_the_others():
-    encoder = regions(load("random:timm:resnet18"))
-    picture = scenes(1)["image"][0]
+    encoder, picture = regions(pixels_as_map()), drawings(1)["image"][0]
     two, one = ((0.1, 0.2, 0.5, 0.6), (0.3, 0.1, 0.9, 0.4)), ((0.3, 0.1, 0.9, 0.4),)
     found = encoder.encode([(picture, two), (picture, one)], tokens=True)[-1]
     assert torch.equal(found.values[0, 1], found.values[1, 0])

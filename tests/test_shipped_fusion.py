@@ -17,6 +17,7 @@ from alignkit.evaluation import answers_of, fill_in_accuracy, matched
 from alignkit.parts import shipped
 from alignkit.parts.fusion import load_fusion
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[1] / "data_scripts" / "train_fusion.py"
 EACH = {"colour": 120, "shape": 60, "size": 60, "exists": 60, "count": 60}
 NOUN_GAP, ANSWERS_OTHER = 0.3, 0.35  # the bar
