@@ -9,8 +9,8 @@ import torch
 
 from alignkit.data import Pairs
 from alignkit.data.questions import (
-    ANSWERS, HIDDEN, KINDS, TRUTHS, Seen, Statement, questions, statements, truth, words,
-    words_alone,
+    ANSWERS, HIDDEN, KINDS, TRUTHS, Seen, Statement, questions, seen_in, statements, truth,
+    words, words_alone,
 )  # fmt: skip
 from alignkit.data.scenes import COLOURS, NOUNS, SHAPES, captions_of, scenes
 
@@ -146,6 +146,12 @@ def test_a_statement_by_hand():
     assert str(Statement("dog", "small", "blue", "disc", "cheap")) == (
         "there is a cheap small dog on a blue disc")
     assert truth(Statement("dog"), things[:0]) == "false"
+
+
+def test_things_in_words(pairs):
+    for row, things in enumerate(seen_in(pairs.select(range(9)))):
+        assert [t._asdict() for t in things] == [
+            {k: v for k, v in t.items() if k != "box"} for t in drawn(pairs, row)]
 
 
 # Words and captions ---------------------------------------------------------------------------

@@ -160,11 +160,11 @@ def statements(pairs: Pairs, each: int, seed: int = 0) -> Pairs:
 
     Raises ValueError for pairs without the tables of `scenes`, or too few scenes.
     """
-    draw = random.Random(f"statements {seed}")
+    draw, known = random.Random(f"statements {seed}"), _scenes(pairs)
     found = []
     for wanted in TRUTHS:
         ready = [(row, str(_statement(wanted, thing, scene, draw)), wanted)
-                 for row, scene in enumerate(_scenes(pairs)) for thing in scene.things]
+                 for row, scene in enumerate(known) for thing in scene.things]
         found += _balanced(ready, (wanted,), each, draw, "each")
     draw.shuffle(found)
     rows, texts, truths = zip(*found, strict=True)
@@ -196,6 +196,11 @@ def words() -> list[str]:
     made = ["what is colour shape on how large many things are there the a an plate .",
             *NOUNS, *COLOURS, *SHAPES, *SIZES, *RELATIONS, *HIDDEN]
     return sorted({word for text in made for word in text.split()})
+
+
+def seen_in(pairs: Pairs) -> list[list[Seen]]:
+    """Each row's things in words, in the order of the table; what `truth` asks for."""
+    return [scene.things for scene in _scenes(pairs)]
 
 
 def _scenes(pairs: Pairs) -> list[_Scene]:

@@ -238,7 +238,8 @@ def hard_negatives(scores: Tensor, positives: Tensor, generator: torch.Generator
 
 
 def load_fusion(seed: int = 0, variant: str = "five", folder: Path = FOLDER) -> FusionModel:
-    """A trained model, frozen, in eval mode and float32 (stored as fp16).
+    """A trained model, frozen, in eval mode and float32 (stored as fp16). To tune it, let
+    an `Arm` start from its `state_dict()`, or call `.requires_grad_().train()`.
 
     Args:
         seed: of its training. variant: the tasks it was trained on, "five" (all) or
