@@ -10,9 +10,10 @@ of different directions pull the shared weights apart.
 
 Use it when: a pass through the predictor must earn as much as it can in a short training,
 and a query more in a hundred counts. Else train all directions together: on our corpus,
-whose directions do not conflict, turns found half as much in as many steps. Memory is no
-reason, for the directions' gradients can be added up one after the other before a step. For
-retrieval alone leave the prediction loss out; for experts we saw no reason.
+whose directions do not conflict, turns found half as much in as many steps, and about as
+much with as many passes. Memory is no reason, for the directions' gradients can be added up
+one after the other before a step. For retrieval alone leave the prediction loss out; for
+experts we saw no reason.
 
 Equations, for direction a → b, x [n, t, d_a] the standardised features of a, token by token:
     u   = GELU(W_a (x + e_ab));   u_q = u + e_q  for both tasks q: predict, contrast

@@ -16,8 +16,6 @@ common: where a vector is the mean of its two things' +.07 and +.02 (width 32), 
 and where little is learned, is no corpus for a claim.
 On seeds 1000 and 2000, before this was thought of: turns at rate 0.01 for 1,152 steps found
 .27 and .27 on the test rows, `joint` .27 and .28. So no more than 'no gain' is expected.
-
-Draft: registered, not run yet.
 """
 
 from dataclasses import replace
