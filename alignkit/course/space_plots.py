@@ -63,17 +63,3 @@ def space(points: Mapping[str, Sequence], shown: Sequence[tuple] = ()):
     axis.legend(loc="best", markerscale=2.5, fontsize=8)
     axis.set(xticks=[], yticks=[])
     return figure
-
-
-def labelled(points: Mapping[str, tuple[float, float]], xlabel: str, ylabel: str):
-    """Named points (x, y), a line at y = 0."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, 0.5 * WIDTH), layout="constrained")
-    axis = figure.subplots()
-    for name, place in points.items():
-        axis.plot(*place, "o", color=COLOURS["blue"])
-        axis.annotate(name, place, (4, 3), textcoords="offset points", size=8)
-    axis.axhline(0, color="black", linewidth=0.8)
-    axis.set(xlabel=xlabel, ylabel=ylabel)
-    return figure
