@@ -38,7 +38,8 @@ re-ranked DISTANCE as an edge's weight, so that farther neighbours weigh more: s
 not; sizes of neighbourhoods are ours. A missing text is 0 and far from all, there the
 embedding of " ". model.py:679 puts the batch's keys into the queue before b, here they stand
 beside it. The slow copy moves after a step, at model.py:643 before. The queue is filled anew
-with the prototypes. Multi-label classes (NUS-WIDE) are not built.
+with the prototypes. Multi-label classes (NUS-WIDE) are not built. `rerank` gives what
+graph/rerank_feature.py gives with float64 (run on the same tensors); its float16 is left out.
 Reconstructed: nothing of the method; the paper's own figures were not found.
 """
 
@@ -100,8 +101,7 @@ class CaproSettings:
 
 
 class AnchorMeans(Classifier):
-    """The anchors alone: a picture's class is that of the nearest mean of anchors, in the
-    space of the features. Nothing is trained."""
+    """Untrained: a picture's class is that of the nearest mean of anchors' features."""
 
     settings: CaproSettings
     traits = frozenset({"untrained", "no pairs"})
