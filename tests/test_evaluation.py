@@ -465,10 +465,11 @@ def test_linear_probe_agrees_with_scikit_learn(l2):
 
 
 def test_linear_probe_finds_the_minimum_that_scikit_learn_finds():
-    from alignkit.evaluation.classify import _fit_logistic
+    from alignkit.evaluation.classify import fit_logistic
 
     x, y = randn(60, 5, dtype=torch.float64), torch.arange(60) % 3
-    weight, bias = _fit_logistic(x, y, 3, l2=2.0)
+    weight, bias = fit_logistic(
+        x, 3, 2.0, lambda logits: torch.nn.functional.cross_entropy(logits, y))
     model = LogisticRegression(C=0.5, tol=1e-12, max_iter=9999)
     model.fit(x.numpy(), y.numpy())
     np.testing.assert_allclose(weight.T.numpy(), model.coef_, atol=1e-5)

@@ -12,6 +12,7 @@ from alignkit.evaluation.classify import (
 from alignkit.evaluation.clouds import chamfer
 from alignkit.evaluation.detection import auroc, fpr_at_95, maximum_concept_matching
 from alignkit.evaluation.evaluate import encode_pairs, evaluate_retrieval
+from alignkit.evaluation.findings import few_labelled, finding_f1, probe_auroc
 from alignkit.evaluation.flips import flips, right_at
 from alignkit.evaluation.fused import (
     answer_accuracy,
@@ -77,8 +78,10 @@ __all__ = [
     "estimate_homography",
     "evaluate_retrieval",
     "expected_calibration_error",
+    "few_labelled",
     "fgsm_attack",
     "fill_in_accuracy",
+    "finding_f1",
     "fit_log_linear",
     "fit_power_law",
     "flips",
@@ -96,6 +99,7 @@ __all__ = [
     "nearest_cells",
     "outside_subspace",
     "pgd_attack",
+    "probe_auroc",
     "procrustes",
     "ranks",
     "retrieval",

@@ -1,6 +1,6 @@
 """Classification without training (zero-shot, neighbours) and by a linear probe."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -159,13 +159,9 @@ def linear_probe(
     classes, target = train_y.unique(return_inverse=True)
     if len(classes) < 2:
         raise ValueError("train_y holds one class; a probe needs at least two")
-    mean, scale = train_x.mean(0), train_x.std(0)
-    scale = torch.where(scale > 1e-12 * mean.abs().clamp_min(1e-300), scale, 1.0)
-    train_x, test_x = (train_x - mean) / scale, (test_x - mean) / scale
-    if train_x.shape[1] > len(train_x):  # the best weights lie in the span of the rows
-        span = torch.linalg.svd(train_x, full_matrices=False).Vh.T
-        train_x, test_x = train_x @ span, test_x @ span
-    weight, bias = _fit_logistic(train_x, target, len(classes), l2)
+    train_x, test_x = standardised(train_x, test_x)
+    weight, bias = fit_logistic(train_x, len(classes), l2,
+                                lambda logits: F.cross_entropy(logits, target))
     found = [classes[(x @ weight + bias).argmax(1)] for x in (train_x, test_x)]
     return {
         "accuracy": float((found[1] == test_y).double().mean()),
@@ -213,12 +209,25 @@ def best_probe(
     return linear_probe(train_x, train_y, test_x, test_y, l2=best) | {"l2": best}
 
 
-def _fit_logistic(
-    x: Tensor, y: Tensor, n_classes: int, l2: float
+def standardised(train_x: Tensor, test_x: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with the mean and deviation of the training rows; features that are wider than
+    the training rows are many are turned into their span, where the best weights lie."""
+    mean, scale = train_x.mean(0), train_x.std(0)
+    scale = torch.where(scale > 1e-12 * mean.abs().clamp_min(1e-300), scale, 1.0)
+    train_x, test_x = (train_x - mean) / scale, (test_x - mean) / scale
+    if train_x.shape[1] > len(train_x):
+        span = torch.linalg.svd(train_x, full_matrices=False).Vh.T
+        train_x, test_x = train_x @ span, test_x @ span
+    return train_x, test_x
+
+
+def fit_logistic(
+    x: Tensor, width: int, l2: float, loss_of: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Weights [d, n_classes] and bias [n_classes] at the minimum (convex, so one)."""
-    weight = x.new_zeros(x.shape[1], n_classes, requires_grad=True)
-    bias = x.new_zeros(n_classes, requires_grad=True)
+    """Weights [d, width] and bias [width] at the minimum (convex, so one) of n times
+    ``loss_of(logits)``, a mean over the n rows, plus l2/2 · |W|²."""
+    weight = x.new_zeros(x.shape[1], width, requires_grad=True)
+    bias = x.new_zeros(width, requires_grad=True)
     optimiser = torch.optim.LBFGS(
         [weight, bias],
         max_iter=1000,
@@ -231,7 +240,7 @@ def _fit_logistic(
     def closure() -> Tensor:
         optimiser.zero_grad()
         penalty = l2 / (2 * len(x)) * weight.square().sum()
-        loss = F.cross_entropy(x @ weight + bias, y) + penalty
+        loss = loss_of(x @ weight + bias) + penalty
         loss.backward()
         return loss
 
