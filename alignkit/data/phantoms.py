@@ -225,14 +225,14 @@ def _noise(size: int, seed: int):
     return NOISE * clouds / 1.4 + GRAIN * draw.standard_normal((size, size), np.float32)
 
 
-def _calcified(a, b):
+def _dots(a, b):
     """Nine dots on a spiral."""
     turn, far = np.arange(9) * 2.4, np.sqrt(np.arange(1, 10) / 11)
     return sum(_disc((a - r * np.cos(t)) / 0.14, (b - r * np.sin(t)) / 0.14, 0.8)
                for t, r in zip(turn, far))
 
 
-def _free_air(a, b, lungs, heart):
+def _free_air(a, b, lungs, _):
     """Dark between the lung's border and the chest wall, with the border as a bright line."""
     away = ((a + 1) / 1.5) ** 2 + ((b - 1) / 1.7) ** 2 - 1
     inside = lungs * (abs(a) < 1) * (abs(b) < 1)
@@ -243,18 +243,18 @@ def _free_air(a, b, lungs, heart):
 # from the middle of the body outward where the finding has a side.
 PAINT = {
     "cardiomegaly": lambda a, b, lungs, heart: (_disc(a, b, 0.2) - heart).clip(0),
-    "effusion": lambda a, b, lungs, heart: lungs * _step(b + 0.4 + 0.6 * a, 0.15) * (abs(a) < 1),
-    "elevation": lambda a, b, lungs, heart: lungs * _step(b + 1 - 1.2 * a**2, 0.15) * (abs(a) < 1),
+    "effusion": lambda a, b, lungs, _: lungs * (abs(a) < 1) * _step(b + 0.4 + 0.6 * a, 0.15),
+    "elevation": lambda a, b, lungs, _: lungs * (abs(a) < 1) * _step(b + 1 - 1.2 * a**2, 0.15),
     "pneumothorax": _free_air,
-    "consolidation": lambda a, b, lungs, heart: (1 - a**2 - b**2).clip(0, 1) ** 0.7,
-    "nodule": lambda a, b, lungs, heart: _disc(a, b, 0.3),
-    "atelectasis": lambda a, b, lungs, heart: _line(b - 0.5 * a, 0.35) * _step(0.9 - abs(a), 0.2),
-    "edema": lambda a, b, lungs, heart: lungs * (1 - ((abs(a) - 0.4) / 0.5) ** 2 - b**2).clip(0, 1),
-    "fibrosis": lambda a, b, lungs, heart: lungs * (abs(b) < 1) * np.maximum(
+    "consolidation": lambda a, b, *_: (1 - a**2 - b**2).clip(0, 1) ** 0.7,
+    "nodule": lambda a, b, *_: _disc(a, b, 0.3),
+    "atelectasis": lambda a, b, *_: _line(b - 0.5 * a, 0.35) * _step(0.9 - abs(a), 0.2),
+    "edema": lambda a, b, lungs, _: lungs * (1 - (2 * abs(a) - 0.8) ** 2 - b**2).clip(0, 1),
+    "fibrosis": lambda a, b, lungs, _: lungs * (abs(b) < 1) * np.maximum(
         np.sin(40 * (a + 0.4 * b)), np.sin(40 * (a - 0.4 * b))),
-    "emphysema": lambda a, b, lungs, heart: -lungs,
-    "cavity": lambda a, b, lungs, heart: _line(np.hypot(a, b) - 0.75, 0.25),
-    "calcification": lambda a, b, lungs, heart: _calcified(a, b),
+    "emphysema": lambda a, b, lungs, _: -lungs,
+    "cavity": lambda a, b, *_: _line(np.hypot(a, b) - 0.75, 0.25),
+    "calcification": lambda a, b, *_: _dots(a, b),
 }
 
 
