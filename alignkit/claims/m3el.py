@@ -1,7 +1,28 @@
 """M3EL's claims: several levels against global vectors, what the levels alone are worth,
 negatives of the same side, missing pictures, and the step that sees no picture.
 
-Draft: …
+Corpus: 549 emoji as entities, each OpenMoji's drawing with its English name and keywords, and
+1,224 mentions of them: Noto's drawing with a generated sentence about one keyword that 3 to 15
+entities have (6 in the median) and that is not in this one's name. 55 % of the entities'
+mentions are trained on, 30 % tested, each among all 549. Encoders are frozen; a text is at most
+12 tokens (a mention's 8), a picture 7 strips of 128 numbers.
+
+Arms, with one budget and grid of rates, batches of 48: `global` has global vectors of text and
+picture and no contrastive learning, `global+contrast` has that too, `m3el` all of the paper's
+networks. `inter` is m3el with negatives of the other side alone, `pooled` m3el with a
+cross-modal matcher that pools patches. `text` has the text's levels alone, `m3el-missing` is
+m3el where three mentions in four have no picture. Figure: hit@1. A difference in what is a
+control may be 0.02.
+
+Looked at before: in planning, untrained features of another selection (448 entities: hit@1 of
+text .42, picture .38, both .72). Here, untrained cosines: sentence .13, its word alone .14,
+picture .26 (.29 less the means), both .45 (.52); a word that six have says one in six at best,
+so that text is weaker than planned and never decides. Then the baselines `global`,
+`global+contrast` and `text` on two tuning seeds: at width 48, 96, 192 `global` has .46, .50,
+.45 after 100 steps at 0.001, its text matcher alone .07 to .10, its picture's .28 to .36;
+width 96, the paper's, was taken; `text` has .05. Of the other arms steps were timed, no more.
+
+Draft: no results yet.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +46,7 @@ from alignkit.training import Budget
 FIRST = 100  # of the paired seeds; those below were free for looks while it was planned
 NEEDS = ("text", "image", "mention_text", "mention_image")
 TOKENS = tuple(f"{column}_tokens" for column in NEEDS)
-PARTS = (0.5, 0.15, 0.35)
+PARTS = (0.55, 0.15, 0.3)
 GRID = rates(3e-4, 1e-3, 3e-3, 1e-2)
 BLOCK = 64  # mentions that are scored at a time
 
@@ -42,9 +63,9 @@ class Scale(Encoders):
     asked: int = 8
     seen: int | bool = 7
     leading: int | None = 128
-    width: int = 48
+    width: int = 96
     missing: float = 0.75
-    budget: Budget = Budget(steps=100, batch_size=64)
+    budget: Budget = Budget(steps=100, batch_size=48)
 
     def tokens(self, column: str) -> int | bool:
         """How many tokens a row of `column` has at most."""
@@ -59,10 +80,10 @@ SCALES = {
     "tiny": Scale(limit=90, width=16, budget=replace(Scale.budget, steps=8, batch_size=16)),
     "small": Scale(),
     # One 16 GB GPU, pairs of your own: some thousand mentions of WikiDiverse.
-    "gpu": Scale(**CLIP, said=40, asked=40, seen=True, leading=None, width=96,
+    "gpu": Scale(**CLIP, said=40, asked=40, seen=True, leading=None,
                  budget=replace(Scale.budget, steps=2000, batch_size=128)),
     # The paper's encoder (which it tunes), width, batch; 20 epochs of WikiMEL's mentions.
-    "full": Scale(**CLIP, said=40, asked=40, seen=True, leading=None, width=96,
+    "full": Scale(**CLIP, said=40, asked=40, seen=True, leading=None,
                   budget=replace(Scale.budget, steps=2900, batch_size=128)),
 }
 
@@ -172,8 +193,12 @@ def with_and_without(arms: Mapping[str, Trained], of: str) -> dict[str, float]:
 
 # Conditions and nulls -----------------------------------------------------------------
 AMBIGUOUS = Condition("hit@1 of the baseline's text matcher alone",
-                      lambda arm: linked(arm.method, arm.splits.test, level="text"), 0.15, 0.6)
+                      lambda arm: linked(arm.method, arm.splits.test, level="text"), 0.02, 0.5)
 ROOM = Condition("the baseline's hit@1 leaves room", on_tests, 0.2, 0.95)
+
+CROWD = Condition("hit@1 of the baseline on others less that near a duplicate",
+                  lambda arm: (lambda f: f["other"] - f["near"])(
+                      {k.strip(): v for k, v in by_crowd({"": arm}).items()}), 0.02, 1.0)
 
 
 def _moved(splits: Splits, seed: int, columns: tuple[str, ...]) -> Splits:
@@ -244,15 +269,13 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         claim("levels", "global+contrast", "m3el", "With contrastive learning in both, the "
               "local and cross-modal levels link more mentions than global vectors."),
         claim("same-side", "inter", "m3el", "Negatives of the same side gain more where an "
-              "entity has a near duplicate than elsewhere.", measure=by_crowd,
+              "entity has a near duplicate than elsewhere.", measure=by_crowd, condition=CROWD,
               subtracts="m3el minus inter near, less the same on others",
               statistic=lambda f: f["m3el near"] - f["inter near"] - (
                   f["m3el other"] - f["inter other"])),
         claim("missing", "text", "m3el-missing", f"Trained and tested with {s.missing:.0%} of "
               "the mentions' pictures missing, all levels still link more than text alone.",
-              condition=AMBIGUOUS, measure=partial(with_and_without, of="m3el-missing"),
-              statistic=lambda f: f["m3el-missing"] - f["text"],
-              subtracts="m3el-missing minus text"),
+              condition=AMBIGUOUS, measure=partial(with_and_without, of="m3el-missing")),
         claim("true-pool", "m3el", "pooled", "The cross-modal matcher links more mentions if "
               "its pooled side is the picture's patches, not a function of the text alone.",
               null=NO_PICTURE),
