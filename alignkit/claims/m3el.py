@@ -166,7 +166,7 @@ def validated(method: Method, splits: Splits) -> dict[str, float]:
     return {"mrr": float((1 / rank_of(method, splits.val)).mean())}
 
 
-def hits_of(arm: Trained) -> Tensor:
+def right_links(arm: Trained) -> Tensor:
     """Which test mentions [n] are linked; found once for all claims that ask."""
     if arm.method not in _HITS:
         _HITS[arm.method] = rank_of(arm.method, arm.splits.test) == 1
@@ -175,14 +175,14 @@ def hits_of(arm: Trained) -> Tensor:
 
 def on_tests(arm: Trained) -> float:
     """hit@1 of the test mentions."""
-    return float(hits_of(arm).double().mean())
+    return float(right_links(arm).double().mean())
 
 
 def by_crowd(arms: Mapping[str, Trained]) -> dict[str, float]:
     """hit@1 by arm on mentions of entities with a near duplicate ('… near'), and others."""
     figures = {}
     for name, arm in arms.items():
-        near, hits = arm.splits.test.labels["near"] == 1, hits_of(arm).double()
+        near, hits = arm.splits.test.labels["near"] == 1, right_links(arm).double()
         figures |= {f"{name} near": float(hits[near].mean()),
                     f"{name} other": float(hits[~near].mean())}
     return figures
@@ -193,7 +193,7 @@ def with_and_without(arms: Mapping[str, Trained], of: str) -> dict[str, float]:
     gone = ~arms[of].splits.test.present["mention_image_tokens"]
     figures = {}
     for name, arm in arms.items():
-        hits = hits_of(arm).double()
+        hits = right_links(arm).double()
         figures |= {name: float(hits.mean()), f"{name} without": float(hits[gone].mean())}
     return figures
 
