@@ -86,8 +86,9 @@ SCALES = {
     # One 16 GB GPU, pairs of your own: some thousand mentions of WikiDiverse.
     "gpu": Scale(**CLIP, said=40, asked=40, seen=True, leading=None,
                  budget=replace(Scale.budget, steps=2000, batch_size=128)),
-    # The paper's encoder (which it tunes), width, batch; 20 epochs of WikiMEL's mentions.
-    "full": Scale(**CLIP, said=40, asked=40, seen=True, leading=None,
+    # The paper's encoder (which it tunes), batch, and width of texts (pictures have 96
+    # there); 20 epochs of WikiMEL's mentions.
+    "full": Scale(**CLIP, said=40, asked=40, seen=True, leading=None, width=512,
                   budget=replace(Scale.budget, steps=2900, batch_size=128)),
 }
 
