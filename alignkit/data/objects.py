@@ -56,7 +56,7 @@ def objects(each: int = 20, *, nouns: Sequence[str] = tuple(NOUNS), corpus_seed:
                          f"{size}")
     if len(nouns := choose(nouns, NOUNS, "noun")) < 4:
         raise ValueError(f"nouns: four at least, got {len(nouns)}")
-    made = [_compose(random.Random(f"{corpus_seed} {noun} {k}"), noun, nouns)
+    made = [compose(random.Random(f"{corpus_seed} {noun} {k}"), noun, nouns)
             for k in range(each) for noun in nouns]
     things = [placed[-1] for _, placed in made]
     image = Lazy([(background, tuple(map(tuple, placed))) for background, placed in made],
@@ -115,7 +115,8 @@ def draw_objects(source: tuple[str, tuple], folder: Path, size: int) -> Image.Im
     return Image.open(io.BytesIO(bytes(png))).convert("RGB")
 
 
-def _compose(draw: random.Random, noun: str, nouns: list[str]) -> tuple[str, list[Placed]]:
+def compose(draw: random.Random, noun: str,
+            nouns: Sequence[str]) -> tuple[str, list[Placed]]:
     """A background; clutter of `nouns` first, then the named thing on its plate, in front."""
     placed = []
     for other in draw.sample([n for n in nouns if n != noun], draw.randint(0, 3)):
