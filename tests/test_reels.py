@@ -193,7 +193,7 @@ def test_wrong_reels_are_refused(pool, wrong, words):
 
 
 @pytest.mark.parametrize("wrong, words", [
-    ({"each": 0}, "each must be at least 1"), ({"size": 8}, "size at least 16"),
+    ({"each": 0}, "each must be at least 1"), ({"size": 7}, "size at least 8"),
     ({"nouns": FEW[:3]}, "four at least"), ({"nouns": (*FEW, "soul")}, "soul")])
 def test_a_wrong_pool_is_refused(wrong, words):
     with pytest.raises(ValueError, match=words):

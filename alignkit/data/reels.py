@@ -42,8 +42,8 @@ def frames(each: int = 8, *, nouns: Sequence[str] = tuple(NOUNS), corpus_seed: i
     Raises ValueError for a number out of range, fewer than four nouns, or one that is
     unknown or given twice.
     """
-    if each < 1 or size < 16:
-        raise ValueError(f"each must be at least 1 and size at least 16, got {each} and "
+    if each < 1 or size < 8:
+        raise ValueError(f"each must be at least 1 and size at least 8, got {each} and "
                          f"{size}")
     if len(nouns := choose(nouns, NOUNS, "noun")) < 4:
         raise ValueError(f"nouns: four at least, got {len(nouns)}")
