@@ -45,8 +45,8 @@ An independent reader's seeds 5000 to 5007, other pictures, the same towers: hea
 -0.003 [-0.042, +0.036] at the last step: its gain comes with the choice of a step, which sees
 validation rows attacked in the right way. Better controls: `ce` trained on clean rows alone
 +0.009 [+0.002, +0.017], a random linear map that turns as far +0.003 [-0.001, +0.007].
-A follow-up of the headline (more training pictures a class) is owed. There are eight pairs of
-towers, so a second look was not possible.
+The follow-up (follow_ups/robust_calibration.py) has more training pictures a class. There are
+eight pairs of towers, so a second look was not possible.
 """
 
 from collections.abc import Mapping
