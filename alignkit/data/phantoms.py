@@ -24,6 +24,9 @@ MARK = "generated phantom, no patient"
 SHARES = (0.38, 0.25, 0.19, 0.12, 0.06)  # of phantoms with 0, 1, … findings
 NOISE, GRAIN = 0.045, 0.035  # deviation of the soft and the fine noise; the picture is 0 … 1
 # How much a finding changes the picture where it is marked, of the whole range of grey.
+# Noise and these were chosen by the features of EfficientNet-Lite0 alone: a linear probe has
+# a macro AUROC of .91 with the labels of 840 phantoms (of a finding .81 to 1), .77 with 84
+# and .60 with 8, so that there is room below and above.
 CONTRAST = {"cardiomegaly": 0.2, "effusion": 0.32, "pneumothorax": 0.17,
             "consolidation": 0.27, "nodule": 0.3, "atelectasis": 0.27, "edema": 0.12,
             "fibrosis": 0.04, "emphysema": 0.1, "cavity": 0.27, "calcification": 0.45,
@@ -65,7 +68,8 @@ def phantoms(n: int = 1200, *, corpus_seed: int = 0, most: int = 4, absent: int 
     of `FINDINGS`, 1 where it is present, `findings`, equal where the same findings (of
     whatever side and degree) are present, and `report`, equal where the report is. Rows of
     equal report are items of their own: a method that must not take them for negatives is
-    told by these labels.
+    told by these labels. By default 18 % of the reports stand more than once, and of 127
+    other phantoms 19 have the same findings as one.
 
     Tables: findings (item, finding, side, degree [m] long, box [m, 4] in pixels; item is
     that of `pairs.item`; the side of `BOTH_SIDES` is −1), names (what the numbers of
