@@ -112,6 +112,16 @@ def test_padding_changes_nothing_and_the_last_place_is_read(towers):
     assert torch.allclose(towers.text_from(Tokens(junk, longer)), alone, atol=1e-5)
 
 
+def test_the_last_piece_has_the_direction_of_the_text(towers):
+    tokens = towers.tokens(["a photo of an owl", "a dog on a blue disc"])
+    values, mask = towers.text_tokens(tokens)
+    assert torch.equal(mask, tokens.mask) and len({*mask.sum(1).tolist()}) == 2
+    assert (values[~mask] == 0).all() and not torch.allclose(values[0, 0], values[0, 1])
+    last = torch.stack([row[real][-1] for row, real in zip(values, mask)])
+    assert (last.norm(dim=1) - 1).abs().min() > 0.01  # of any length
+    torch.testing.assert_close(last / last.norm(dim=1, keepdim=True), towers.text(tokens))
+
+
 def test_gradients_reach_the_embeddings_and_no_weight(towers):
     words = towers.words(towers.tokens(["a photo of an owl"]))
     leaf = words.values.clone().requires_grad_()

@@ -105,6 +105,13 @@ class TwoTowers(nn.Module):
         """Ids [n, t] -> unit rows."""
         return self.text_from(self.words(tokens))
 
+    def text_tokens(self, tokens: Tokens) -> Tokens:
+        """Ids [n, t] -> every piece in the shared space [n, t, shared], of any length. The
+        last real one of a row has the direction of `text`."""
+        values, mask = self.words(tokens)
+        encoded = self.text_encoder(Tokens(values + self.text_places[:values.shape[1]], mask))
+        return Tokens(self.text_head(encoded.values), mask)
+
     def patches(self, pixels: Tensor) -> Tensor:
         """Pixels [n, 3, size, size] from 0 to 1 -> embeddings [n, patches, width]."""
         return self.stem(2 * pixels - 1).flatten(2).transpose(1, 2)
