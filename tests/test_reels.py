@@ -192,6 +192,16 @@ def test_wrong_reels_are_refused(pool, wrong, words):
         reels(pool, 0, **wrong)
 
 
+def test_pairs_that_are_no_pool_are_refused(pool):
+    first = torch.arange(len(pool)) > 0
+    plain = pool.with_columns(image=torch.zeros(len(pool), 4))
+    twice = pool.with_columns(text=["a dog", *pool["text"][1:-1], "a dog"])
+    for wrong, words in ((pool.with_present("image", first), "none missing"),
+                         (plain, "must hold pictures"), (twice, "'a dog' is said of two")):
+        with pytest.raises(ValueError, match=words):
+            reels(wrong, 0)
+
+
 @pytest.mark.parametrize("wrong, words", [
     ({"each": 0}, "each must be at least 1"), ({"size": 7}, "size at least 8"),
     ({"nouns": FEW[:3]}, "four at least"), ({"nouns": (*FEW, "soul")}, "soul")])

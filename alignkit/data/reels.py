@@ -34,10 +34,11 @@ def frames(each: int = 8, *, nouns: Sequence[str] = tuple(NOUNS), corpus_seed: i
 
     Columns: `image` (Lazy, RGB of size × size) and `text` ("a dog on a blue disc"). Rows
     of one item show the same thing, drawn anew, and have one caption. Labels `noun`,
-    `colour`, `shape`. No drawing is one of `objects`, whatever its corpus_seed.
+    `colour`, `shape`. They are drawn apart from `objects` of the same corpus_seed.
 
     Encode the frames here, `add_features(pool, "image", …)`: each is then encoded once,
-    however many reels it stands in.
+    however many reels it stands in. Frames of few pixels, made larger for the encoder,
+    are harder to recognise, so that reels told in all their frames are not all found.
 
     Raises ValueError for a number out of range, fewer than four nouns, or one that is
     unknown or given twice.
@@ -94,12 +95,14 @@ def reels(pool: Pairs, seed: int, *, told: int = 2, length: int = 8, each: int =
         captioned: share of a part's things that get captions.
         fractions: of the things, for training, validation and test.
 
-    Raises ValueError for a number out of range, and where a part has too few things to
-    fill a reel or a thing too few frames to be told.
+    Raises ValueError for a number out of range, for a pool without pictures or with two
+    things of one caption, and where a part has too few things to fill a reel or a thing
+    too few frames to be told.
     """
     if not 1 <= told <= length or each < 1 or not 0 < captioned < 1:
         raise ValueError("told must lie in 1 to length, each be at least 1 and captioned lie "
                          f"between 0 and 1, got {told} of {length}, {each} and {captioned}")
+    _check(pool)
     numbered = pool.only("text").with_features(row=torch.arange(len(pool)))
     parts = zip(numbered.split(seed, fractions), Splits._fields, (each, 1, 1), strict=True)
     recipe = f"{told} {length} {each} {captioned} {tuple(fractions)}"
@@ -116,6 +119,19 @@ def reels(pool: Pairs, seed: int, *, told: int = 2, length: int = 8, each: int =
 def stack(sources: Sequence, read: Callable) -> Tensor:
     """The frames [t, h, w, 3] (uint8) of a reel, from its pictures' sources."""
     return torch.from_numpy(np.stack([np.asarray(read(source)) for source in sources]))
+
+
+def _check(pool: Pairs) -> None:
+    """Refuse pairs that no reels can be made of."""
+    image = pool["image"]
+    if not isinstance(image, Lazy) or image.kind != "picture" \
+            or not pool.present["image"].all():
+        raise ValueError("pool: the column 'image' must hold pictures (Lazy), none missing")
+    item_of: dict[str, int] = {}
+    for text, item in zip(pool["text"], pool.item.tolist(), strict=True):
+        if item_of.setdefault(text, item) != item:
+            raise ValueError(f"pool: {text!r} is said of two items: a frame of one would fit "
+                             "the caption of the other; make them one item")
 
 
 def _frame(noun: str, colour: str, shape: str, nouns: Sequence[str],
