@@ -3,13 +3,11 @@
 Paper: CAPro: Webly Supervised Learning with Cross-Modality Aligned Prototypes. Qin, Chen,
 Shen, Fu, Gu, Li, Sun, Ji, NeurIPS 2023, arXiv 2310.09761.
 
-Claim: pictures found by a class's name are partly, perhaps mostly, of another sense of it, and
-then neither a small loss nor the middle of the class says which are right. The texts beside
-the pictures do: those nearest to the class's definition are its anchors, and begin prototypes,
-by which labels are cleaned; neighbours vote on soft labels.
+Claim: where most pictures found by a class's name are of another sense, neither a small loss
+nor the middle of the class tells which are right. Texts do: the pictures whose texts are nearest
+to the definition, the anchors, begin prototypes, which clean labels; neighbours vote on labels.
 
-Use it when: labels come from a search by name, the wrong sense may be the majority, and the
-pictures come with texts. Look at the anchors first: they decide everything else.
+Use it when: labels come from a search by name, pictures have texts; look at the anchors first.
 
 Equations, t_i the texts' embeddings, d_k those of definitions; v = e(x), z = unit(p(v)),
 z' = unit(p(e'(strong view))), e' a slow copy of e, Q the queue of z', c_k the prototypes
@@ -28,18 +26,20 @@ Three stages: without prototypes; with them, labels cleaned after a tenth; W alo
 training rows as cleaned, with mixup. A picture's class is the largest of W v.
 
 Frozen: what made the features. Trained: e, p, back, W, f; in the third stage W alone.
-Exact property: β = 0 takes b out; b sums to 1 and passes no gradient; α = 1 takes the
-prototypes out of cleaning; γ > 1 relabels nothing; with K at least a class's size texts have
-no say in its first prototype.
+Exact property: β = 0 takes b out; b sums to 1 and passes no gradient; α = 1 takes prototypes out
+of cleaning; γ > 1 relabels nothing; with K a class's size texts have no say in its prototype.
 Deviations from github.com/yuleiqin/capro (bd1771c): the backbone is an MLP on features, not
-held still first; the strong view is their dropout. graph/visual_knn_rerank.py:60 stores the
-re-ranked DISTANCE as an edge's weight, so that farther neighbours weigh more: so does
-`weight="distance"`, 1 − it is the default. There a picture is among its own neighbours, here
-not; sizes of neighbourhoods are ours. A missing text is 0 and far from all, there the
-embedding of " ". model.py:679 puts the batch's keys into the queue before b, here they stand
-beside it. The slow copy moves after a step, at model.py:643 before. The queue is filled anew
-with the prototypes. Multi-label classes (NUS-WIDE) are not built. `rerank` gives what
-graph/rerank_feature.py gives with float64 (run on the same tensors); its float16 is left out.
+held still first, trained by AdamW, not SGD; the strong view is their dropout. A missing text is
+0, far from all, there the embedding of " ". graph/visual_knn_rerank.py:60 weighs edges by the
+re-ranked DISTANCE, farther ones more (`weight="distance"`); there a picture is its own
+neighbour too. Sizes of neighbourhoods and decays (there .999) are ours. model.py:679 puts the
+batch's keys into the queue before b, here they stand beside it; model.py:643 moves the slow
+copy before a step. Prototypes begin with stage two, there after 10 of 120 epochs, and the queue
+anew. Stage three: model.py:893-911 does not spare anchors; the rate is a thousandth there
+(shells/google500/noise_clean.sh), here as before; mixup is of features in place of CE, at
+train.py:652 of pictures beside CE. NUS-WIDE's several labels are not built. Run beside theirs
+in float64: `rerank` is graph/rerank_feature.py's; losses, gradient, cleaned labels, prototypes
+are those of model.py:599 and train.py:567-697 to 1e-15, b given their queue.
 Reconstructed: nothing of the method; the paper's own figures were not found.
 """
 
