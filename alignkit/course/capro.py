@@ -63,6 +63,11 @@ mutual = Exercise(
             "count a row among its own k nearest: its distance 0 takes the first place. Put "
             "infinity on the diagonal before you sort.",
         ),
+        "itself taken out afterwards": Mistake(
+            lambda d, k: _with_itself(d, k).fill_diagonal_(0),
+            "clear the diagonal after a row has taken a place among its own k nearest, so that "
+            "k − 1 others are left. Put infinity on the diagonal before you sort.",
+        ),
         "ones on the diagonal": Mistake(
             _both_and_itself,
             "leave ones on the diagonal. A row is not its own neighbour here.",
