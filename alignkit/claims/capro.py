@@ -34,7 +34,7 @@ validation rows; other splits of the same pictures, so the published seeds' test
 unseen by this choice, which favours `all` if any arm. .01 is the largest rate that was tried.
 
 `collective` was registered with a margin of .02 where its pilot said that eight seeds can show
-.059 at the least: it could hardly come out other than not resolved.
+.059 at the least: only a gain of about three margins could have shown.
 
 Afterwards, a look at tuning seed 1001 with `capro` alone, for the cause: prototypes are right for
 .31 of the polluted classes' new pictures when they begin and .13 at the end, accuracy .31; cleaning
