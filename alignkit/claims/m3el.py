@@ -25,8 +25,6 @@ A first registration, with the four rates from 0.0003 on, was refused: `text` an
 chose the lowest. Two lower ones were added for all arms, and the points kept that were there.
 Its pilot had shown `m3el`, the baseline of `true-pool`, with .465 beside `global`'s .500 (four
 seeds of its own): a figure of a method arm, seen before this registration and changing nothing.
-
-Draft: no results yet.
 """
 
 from collections.abc import Callable, Mapping
