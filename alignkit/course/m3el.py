@@ -71,6 +71,10 @@ linked_in_two = Exercise(
             lambda coarse, fine, k: (coarse + _kept(coarse, fine, k)).argmax(1),
             "add both scores. The coarse one makes the list and then has no say.",
         ),
+        "fine makes the list": Mistake(
+            lambda coarse, fine, k: _linked(fine, coarse, k),
+            "exchange the two: the coarse scores make the list, the fine ones choose in it.",
+        ),
         "lists of mentions": Mistake(
             _by_entity,
             "take the k best mentions of each entity. Each mention (a row) makes a list of "
@@ -94,6 +98,11 @@ def _loss(scores: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
 def _first_of_each(scores: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
     first = ~_again(item).tril().any(1)
     return cross_entropy(scores[first][:, first], torch.arange(int(first.sum())))
+
+
+def _first_column(scores: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+    first = ~_again(item).tril().any(1)
+    return cross_entropy(scores[:, first], (item[:, None] == item[first]).int().argmax(1))
 
 
 def _all_right(scores: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
@@ -132,6 +141,21 @@ mended = Exercise(
             "spread the target over all copies. That is another loss; the task is to leave "
             "the copies out.",
         ),
+        "copies right too": Mistake(
+            lambda scores, item: (scores.logsumexp(1) - scores.masked_fill(
+                item[:, None] != item, -torch.inf).logsumexp(1)).mean(),
+            "count a copy as a right answer too. That is another loss; the task is to leave "
+            "the copies out, above and below the fraction line.",
+        ),
+        "first columns": Mistake(
+            _first_column,
+            "keep the first column of each entity. The right answer of a second mention "
+            "is then another row's column; here it stays on the diagonal.",
+        ),
+        "both ways": Mistake(
+            lambda scores, item: (_loss(scores, item) + _loss(scores.T, item)) / 2,
+            "add the loss of entities that ask for mentions. Here mentions alone ask.",
+        ),
         "rows dropped": Mistake(
             _first_of_each,
             "throw away the second mention of an entity. It is a row to learn from like "
@@ -168,10 +192,10 @@ def _evidence(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, f
     n = random_size(generator, 14, 20)
     low = 0.1 * torch.rand(n, 2, generator=generator) - 0.02
     width = 0.01 + 0.05 * torch.rand(n, 2, generator=generator)
-    low[:5] = torch.tensor([[0.06, 0.04], [0.08, -0.01], [0.005, 0.03], [0.004, 0.005],
-                            [0.012, -0.02]])
-    width[:5] = torch.tensor([[0.02, 0.02], [0.02, 0.02], [0.02, 0.02], [0.05, 0.05],
-                              [0.03, 0.03]])
+    low[:6] = torch.tensor([[0.06, 0.04], [0.08, -0.01], [0.005, 0.03], [0.004, 0.005],
+                            [0.012, -0.02], [0.05, -0.07]])
+    width[:6] = torch.tensor([[0.02, 0.02], [0.02, 0.02], [0.02, 0.02], [0.05, 0.05],
+                              [0.03, 0.03], [0.02, 0.03]])  # the last: better without it
     return (torch.stack([low[:, 0], low[:, 0] + width[:, 0]], 1),
             torch.stack([low[:, 1], low[:, 1] + width[:, 1]], 1), 0.02)
 
@@ -187,6 +211,16 @@ judged = Exercise(
                                                     swapped[:, 0] > margin),
             "call a level needed because the trained model stumbles without its input. "
             "Another model, trained without it, may do as well: ask `without`.",
+        ),
+        "a sum": Mistake(
+            lambda swapped, without, margin: (swapped[:, 0] > margin).float()
+            + (without[:, 0] > margin),
+            "count both. A level that is needed gets 2, whether the swap shows it or not.",
+        ),
+        "no sign": Mistake(
+            lambda swapped, without, margin: _judged(swapped.abs(), without.abs(), margin),
+            "drop the sign. Where the fall is below 0 the model does better without the "
+            "level.",
         ),
         "both are asked": Mistake(
             lambda swapped, without, margin: _judge(
