@@ -28,6 +28,7 @@ def _gallery(generator):
     relevant = torch.rand(n, m, generator=generator) < 2 / m
     relevant[0], relevant[1, 0] = False, True
     scores[1, 0] = 2.0
+    relevant[2, :m // 10 + 1], scores[2, :m // 10 + 1] = True, 2.0  # right ones tie
     lifted = scores + 0.6 * relevant * (torch.rand(n, 1, generator=generator) < 0.6)
     return lifted, relevant
 
@@ -44,6 +45,26 @@ nearest_tenth = Exercise(
                 <= scores.shape[1] // 10).float().mean(),
             "let the right answer win its ties. A space in which all rows look the same "
             "would find everything: a wrong row with an equal score stands above.",
+        ),
+        "topk": Mistake(
+            lambda scores, relevant: relevant.gather(
+                1, scores.topk(scores.shape[1] // 10).indices
+            ).any(1)[relevant.any(1)].float().mean(),
+            "ask `topk`. Of rows with equal scores it takes whichever it likes: count the "
+            "irrelevant rows that score at least as much as the right one.",
+        ),
+        "from 0": Mistake(
+            lambda scores, relevant: (
+                _places(scores, relevant)[0][relevant.any(1)] - 1
+                <= scores.shape[1] // 10).float().mean(),
+            "count places from 0. The best place is 1, so the last that counts is m / 10.",
+        ),
+        "right above right": Mistake(
+            lambda scores, relevant: (
+                (scores >= scores.masked_fill(~relevant, -torch.inf).amax(1, keepdim=True))
+                .sum(1)[relevant.any(1)] <= scores.shape[1] // 10).float().mean(),
+            "let right answers that tie push each other down. Only irrelevant rows stand "
+            "above.",
         ),
         "ten": Mistake(
             lambda scores, relevant: (
@@ -148,7 +169,9 @@ def _table(generator):
     hub[:3] += 0.3
     met = torch.rand(cells, generator=generator) < 0.25
     things = torch.randint(1, 40, (cells,), generator=generator)
-    met[:3], things[:3] = torch.tensor([True, False, False]), torch.tensor([20, 3, 20])
+    met[:4], things[:4] = torch.arange(4) == 0, torch.tensor([20, 3, 20, 20])
+    # The interval of this one reaches a little below the margin.
+    hub[3] += 0.05 - 0.03 * spread[3] - _low(hub - control, 2.365)[3]
     return hub, control, met, things, 2.365, 0.05
 
 
@@ -186,6 +209,20 @@ emergent = Exercise(
                 (_low(hub - control, t) > 0) & ~met & (things >= FEWEST)).float(),
             "ask for a gain above zero. The margin was stated before: the whole interval "
             "must lie above it.",
+        ),
+        "seeds, not seeds - 1": Mistake(
+            lambda hub, control, met, things, t, margin: (
+                (_low(hub - control, t, 0) > margin) & ~met & (things >= FEWEST)).float(),
+            "divide by the number of seeds in the sd. It is one less: eight seeds that "
+            "gave their own mean know a little less of the spread.",
+        ),
+        "two samples": Mistake(
+            lambda hub, control, met, things, t, margin: (
+                ((hub - control).mean(1) - t * ((hub.var(1) + control.var(1))
+                                                / hub.shape[1]).sqrt() > margin)
+                & ~met & (things >= FEWEST)).float(),
+            "add the spreads of hub and control. The seeds are paired: subtract seed by "
+            "seed, and take the spread of the differences.",
         ),
         "not paired": Mistake(
             lambda hub, control, met, things, t, margin: (
