@@ -10,7 +10,7 @@ from alignkit.claims import Runs
 from alignkit.claims import one_map as claims
 from alignkit.data import Pairs
 from alignkit.data.dealing import split_shared, unpaired
-from alignkit.evaluation.cells import nearest_tenth
+from alignkit.evaluation.cells import luck, nearest_tenth
 from alignkit.parts import info_nce, unit
 from alignkit.parts.hub import Hub, HubSettings
 
@@ -147,6 +147,14 @@ def test_the_nearest_tenth_by_a_plain_loop(pairs):
         assert len(hits) == 10
         shares.append(sum(hits) / len(hits))
     assert found == pytest.approx(sum(shares) / 2)
+
+
+def test_luck_is_a_tenth_for_things_with_one_row_and_more_for_two():
+    """Of twenty rows two are shown; a thing with two rows is missed by 18/20 * 17/19."""
+    here = {"sound": torch.tensor([0, 1, 2]), "points": torch.arange(3, 23)}
+    item = torch.tensor([0, 1, 99, 0, 1, 1, *range(2, 19)])  # 99 is not there: does not ask
+    assert luck(here, item, "sound", "points") == pytest.approx(
+        (2 / 20 + 1 - 18 / 20 * 17 / 19) / 2)
 
 
 def test_a_cell_without_enough_things_is_left_out(pairs):

@@ -2,6 +2,7 @@
 among the nearest tenth?"""
 
 from collections.abc import Mapping, Sequence
+from math import comb
 from statistics import mean
 
 import torch
@@ -40,10 +41,25 @@ def ask(z: Mapping[str, Tensor], here: Mapping[str, Tensor], item: Tensor, query
         z: rows by kind, [n, d]. here: numbers of the rows that have it. item: [n].
         how: another `score` for `retrieval`.
     """
-    asking = here[query][torch.isin(item[here[query]], item[here[gallery]])]
-    k = max(1, round(len(here[gallery]) / 10))
+    asking, k = _asked(here, item, query, gallery)
     return retrieval(z[query][asking], z[gallery][here[gallery]], item[asking],
                      item[here[gallery]], ks=(k,), **how)[f"hit@{k}"]
+
+
+def luck(here: Mapping[str, Tensor], item: Tensor, query: str, gallery: str) -> float:
+    """What a random order finds of one direction (see `ask`): the mean over the queries of
+    1 - C(m - r, k) / C(m, k), with r of the gallery's m rows right and k a tenth of m."""
+    asking, k = _asked(here, item, query, gallery)
+    right = (item[asking][:, None] == item[here[gallery]]).sum(1)
+    m = len(here[gallery])
+    return mean(1 - comb(m - r, k) / comb(m, k) for r in right.tolist())
+
+
+def _asked(here: Mapping[str, Tensor], item: Tensor, query: str, gallery: str,
+           ) -> tuple[Tensor, int]:
+    """(numbers of the rows that ask, how many rows are a tenth of the gallery)"""
+    asking = here[query][torch.isin(item[here[query]], item[here[gallery]])]
+    return asking, max(1, round(len(here[gallery]) / 10))
 
 
 def things(item: Tensor, here: Mapping[str, Tensor], cell: Cell) -> int:
