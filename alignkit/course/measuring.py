@@ -172,7 +172,7 @@ def _verdict_cases(generator):
 judged = Exercise(
     name="judged",
     task="0 holds, 1 some gain, 2 no gain, 3 opposite, 4 not resolved",
-    trials=48,  # every word comes up
+    trials=96,  # every word comes up
     reference=_judged,
     cases=_verdict_cases,
     mistakes={
