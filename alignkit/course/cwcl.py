@@ -135,7 +135,7 @@ def _interval_cases(generator):
     """Every kind at least once, then some by chance."""
     n, margin = random_size(generator, 8, 14), 0.02
     low = 0.12 * torch.rand(2, n, generator=generator) - 0.06
-    low[:, :6] = torch.tensor([[0.03, 0.03, 0.01, -0.04, 0.03, 0.01],
+    low[:, :6] = torch.tensor([[0.03, 0.03, 0.01, -0.003, 0.03, 0.01],
                                [0.03, 0.01, 0.03, 0.04, -0.04, 0.01]])
     lit, smoothed = torch.stack([low, low + 0.05], dim=2)
     return lit, smoothed, margin

@@ -132,7 +132,7 @@ def _table(generator):
     hits = 0.1 * torch.rand(arms, seeds, m, generator=generator)
     best = torch.tensor([0, 1, m - 2, m - 1] * 4)[:arms]
     hits[torch.arange(arms), :, best] += 0.4
-    hits[torch.arange(arms), arms % seeds, (best + 2) % m] += 0.6
+    hits[torch.arange(arms), torch.arange(arms) % seeds, (best + 2) % m] += 0.6
     return (hits,)
 
 
