@@ -75,13 +75,15 @@ def test_the_pictures_are_those_of_objects():
 
 def test_a_sound_is_its_phrases_with_a_pause_between():
     needs_asset(f"espeak-{machine()}")
-    wave, rate = recite(("f2", ("dog", "bell")))
-    (dog, _), (bell, _) = (say(("en+f2", word)) for word in ("dog", "bell"))
+    # Not f2, f3 or f5: there espeak-ng reads memory that it has not set, and the last bits of
+    # a sound depend on what the process did before.
+    wave, rate = recite(("f4", ("dog", "bell")))
+    (dog, _), (bell, _) = (say(("en+f4", word)) for word in ("dog", "bell"))
     silence = round(PAUSE * rate)
     assert len(wave) == len(dog) + silence + len(bell) and rate == 22050
     assert torch.equal(wave[:len(dog)], dog) and torch.equal(wave[-len(bell):], bell)
     assert not wave[len(dog):len(dog) + silence].any()
-    again, _ = recite(("f2", ("dog", "bell")))
+    again, _ = recite(("f4", ("dog", "bell")))
     assert torch.equal(wave, again)
 
 

@@ -22,6 +22,8 @@ from alignkit.data.scenes import NOUNS
 from alignkit.data.speech import ENGINE, engine_folder, say
 
 RECIPE = "heard 1"
+# f2, f3 and f5 are not the same to the last bit in each process: espeak-ng reads memory for
+# them that it has not set.
 VOICES = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5",
           "Andrea", "Andy", "Annie", "belinda")
 PAUSE = 0.15  # seconds of silence between two phrases
