@@ -86,9 +86,9 @@ def regions(inner: Encoder) -> Encoder:
     Raises ValueError if `inner` encodes no whole pictures.
     """
     if inner.modality != "image" or not inner.preprocessing.startswith(WHOLE):
-        raise ValueError(f"regions: {inner.name} encodes {inner.modality}, or cuts its pictures; give "
-                         "an encoder of whole pictures, image:efficientnet-lite0 or "
-                         "timm:<model>")
+        raise ValueError(f"regions: {inner.name} encodes {inner.modality}, or cuts its "
+                         "pictures; give an encoder of whole pictures, "
+                         "image:efficientnet-lite0 or timm:<model>")
 
     def run(rows: list, layers: Sequence[int]) -> dict[int, Output]:
         pictures, boxes = zip(*rows, strict=True)
