@@ -99,12 +99,15 @@ def test_the_folder_of_another_run_is_refused(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_a_run_killed_twenty_times_ends_with_the_same_bits(tmp_path):
-    """SIGKILL: no handler runs, nothing is flushed; half of them in a checkpoint's write."""
+@pytest.mark.parametrize("how", ["kill", "kill_with_workers"])
+def test_a_run_killed_twenty_times_ends_with_the_same_bits(tmp_path, how):
+    """SIGKILL: no handler runs, nothing is flushed; half of them in a checkpoint's write.
+    The run that is not killed makes its batches itself; of the killed ones each life has
+    another number of workers, or none."""
     whole_folder, killed_folder = tmp_path / "whole", tmp_path / "killed"
     killed_folder.mkdir()
     method, history = train(whole_folder, budget=LONG)
-    run_script("kill", killed_folder)
+    run_script(how, killed_folder)
     end = torch.load(killed_folder / "end.pt")
     assert end["killed"] == 20
     assert_same(end["weights"], method.state_dict())

@@ -1,6 +1,7 @@
 """Runs that tests start in processes of their own: one is killed, two are joined.
 
-`python training_runs.py kill FOLDER` trains, is killed twenty times and finishes;
+`python training_runs.py kill FOLDER` trains, is killed twenty times and finishes,
+`kill_with_workers` too;
 `python training_runs.py joined FOLDER` is one process of two, `several` too.
 """
 
@@ -83,18 +84,25 @@ def validate(method) -> dict[str, float]:
     return {"figure": -abs(float(method.average.sum()) - 0.3)}
 
 
-def train(folder: Path | None = None, pause: float = 0.0, budget: Budget = BUDGET):
+def train(folder: Path | None = None, pause: float = 0.0, budget: Budget = BUDGET,
+          workers: int = 0):
     """(method, history) of the run that every test of resuming compares."""
     rows = pairs()
     seed_all(5)
     method = Noisy(Settings(width=3, learn_temperature=True), rows)
     method.pause = pause
-    return method, fit(method, rows, budget, seed=3, validate=validate, folder=folder)
+    return method, fit(method, rows, budget, seed=3, validate=validate, folder=folder,
+                       workers=workers)
 
 
-def kill(folder: Path) -> None:
+def kill_with_workers(folder: Path) -> None:
+    """The same, each life with another number of workers."""
+    kill(folder, most=3)
+
+
+def kill(folder: Path, most: int = 0) -> None:
     """Kill the run twenty times, then finish it: at random moments after a new
-    checkpoint, or at a random moment while one is written."""
+    checkpoint, or at a random moment while one is written. most: workers."""
     draw, killed = random.Random(), 0
     for life in range(20):
         before = set(folder.glob("*.json"))
@@ -102,7 +110,7 @@ def kill(folder: Path) -> None:
         if child == 0:
             if life % 2:
                 kill_in_a_write(draw.randrange(8, 16))  # the first write is whole
-            train(folder, pause=0.02, budget=LONG)
+            train(folder, pause=0.02, budget=LONG, workers=life % (most + 1))
             os._exit(0)
         if life % 2 == 0:
             until = time.monotonic() + 60
@@ -111,7 +119,7 @@ def kill(folder: Path) -> None:
             time.sleep(draw.uniform(0, 0.1))
             os.kill(child, signal.SIGKILL)
         killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    method, history = train(folder, budget=LONG)
+    method, history = train(folder, budget=LONG, workers=min(most, 1))
     torch.save({"weights": method.state_dict(), "steps": history.steps, "killed": killed,
                 "validation": history.validation}, folder / "end.pt")
 
@@ -267,4 +275,5 @@ def several(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"kill": kill, "joined": joined, "several": several}[sys.argv[1]](Path(sys.argv[2]))
+    {run.__name__: run for run in (kill, kill_with_workers, joined, several)}[sys.argv[1]](
+        Path(sys.argv[2]))

@@ -86,7 +86,9 @@ def _rows(seen: dict[str, list[dict]]) -> list[dict]:
             "name": name, "seconds": statistics.median(r["seconds"] for r in runs),
             "peak_mb": statistics.median(r["peak"] for r in runs) / 2**20,
             "times_the_time": statistics.median(times),
-            "times_the_memory": statistics.median(memory), "runs": runs})
+            "times_the_memory": statistics.median(memory), "runs": runs,
+            **{own: statistics.median(r[own] for r in runs)
+               for own in runs[0] if own not in ("seconds", "peak")}})
     return rows
 
 
@@ -120,7 +122,9 @@ def table(found: dict) -> str:
     for name, contest in found["contests"].items():
         lines.append(f"| **{name}**: {contest['what']} | | | | |")
         for row in contest["rows"]:
-            lines.append(f"| {row['name']} | {row['seconds']:.2f} s | "
+            waited = (f", waits {row['waited']:.1%} (after its first batch "
+                      f"{row['waited_later']:.1%})" if "waited" in row else "")
+            lines.append(f"| {row['name']}{waited} | {row['seconds']:.2f} s | "
                          f"{row['times_the_time']:.2f} | {row['peak_mb']:.0f} MB | "
                          f"{row['times_the_memory']:.1f} |")
     return "\n".join(lines)

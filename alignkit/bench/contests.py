@@ -1,6 +1,7 @@
 """The contests by name; in each the first contestant is ours. Peers are imported when they
 are asked for."""
 
+from alignkit.bench.feeds import FEED
 from alignkit.bench.galleries import RETRIEVAL, SMALL_RETRIEVAL
 from alignkit.bench.loops import LOOP, WIDE_LOOP
 from alignkit.bench.losses import INFO_NCE, SIGMOID, SMALL_INFO_NCE
@@ -9,4 +10,5 @@ from alignkit.bench.work import FEATURES
 
 CONTESTS = {"loss": INFO_NCE, "loss-small": SMALL_INFO_NCE, "loss-sigmoid": SIGMOID,
             "cache": CACHE, "retrieval": RETRIEVAL, "retrieval-small": SMALL_RETRIEVAL,
-            "features": FEATURES, "loop": LOOP, "loop-wide": WIDE_LOOP}
+            "features": FEATURES, "loop": LOOP, "loop-wide": WIDE_LOOP,
+            "feed": FEED}

@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -14,18 +15,27 @@ from alignkit.data import Pairs, Tokens
 from alignkit.parts import Method, Stage
 from alignkit.training import checkpoint, distributed
 from alignkit.training.budget import Budget, rate
-from alignkit.training.randomness import batch_rows, seed_all
+from alignkit.training.feeding import Feed, Recipe
+from alignkit.training.randomness import seed_all
 from alignkit.training.trained import Sharded, Whole
 
 
 @dataclass
 class History:
     """What was seen: a dict a step (`stage`, `step`, each loss, `lr`), a dict a
-    validation, and seconds of training in all."""
+    validation, seconds of training in all, and of each step the seconds that it waited
+    for its batch (without workers: made it)."""
 
     steps: list[dict] = field(default_factory=list)
     validation: list[dict] = field(default_factory=list)
     seconds: float = 0.0
+    waits: list[float] = field(default_factory=list)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that all steps waited for their batches: no GPU waited longer, for it
+        may still work on the step before."""
+        return sum(self.waits)
 
     def curve(self, name: str = "loss") -> list[float]:
         """One figure over the steps that have it."""
@@ -39,13 +49,18 @@ class NonFiniteLoss(RuntimeError):
 
 def fit(method: Method, pairs: Pairs, budget: Budget = Budget(), seed: int = 0, *,
         validate: Callable[[Method], dict[str, float]] | None = None,
-        folder: Path | str | None = None, progress: bool = False) -> History:
+        folder: Path | str | None = None, progress: bool = False,
+        workers: int = 0) -> History:
     """Train `method` in place on `pairs`, stage after stage.
 
     All randomness of a step is drawn from (seed, stage, step). With `folder` and
     `budget.save_every` checkpoints are written, and a second call with the same
     arguments goes on from the newest and ends with the same bits on CPU. `validate`
     gives named figures, `select_by` picks the weights by one of them.
+
+    `workers` processes make batches ahead, where `collate` decodes pictures or sounds (each
+    of several processes has as many). They change no bit, so a run may go on with another
+    number of them: see `Feed`.
 
     In several processes (`accelerate launch`, `torchrun`) each takes its share of every
     batch, with DDP or FSDP2 (see `distributed`). A checkpoint holds the whole state and
@@ -57,9 +72,12 @@ def fit(method: Method, pairs: Pairs, budget: Budget = Budget(), seed: int = 0, 
     """
     if not len(pairs):
         raise ValueError("pairs has no rows to train on")
+    if not isinstance(workers, int) or workers < 0:
+        raise ValueError(f"workers must be a whole number from 0 on, got {workers!r}")
     accelerator = distributed.accelerator(budget.precision)
     method.to(accelerator.device)
-    run = _Run(method, budget, seed, validate, folder and Path(folder), accelerator)
+    run = _Run(method, budget, seed, validate, folder and Path(folder), accelerator,
+               workers)
     stages = list(method.stages())
     first, tensors = run.resume(pairs, [stage.name for stage in stages])
     for index, stage in enumerate(stages):
@@ -71,9 +89,11 @@ def fit(method: Method, pairs: Pairs, budget: Budget = Budget(), seed: int = 0, 
 
 def to_device(batch: dict, device: torch.device) -> dict:
     """A batch with its tensors, tokens and dicts of them on `device`."""
+    beside = device.type == "cuda"  # out of pinned memory nobody waits for the copy
+
     def move(x):
         if isinstance(x, torch.Tensor):
-            return x.to(device)
+            return x.to(device, non_blocking=beside)
         if isinstance(x, Tokens):
             return Tokens(*map(move, x))
         return {k: move(v) for k, v in x.items()} if isinstance(x, dict) else x
@@ -83,9 +103,10 @@ def to_device(batch: dict, device: torch.device) -> dict:
 class _Run:
     """The state of one call of `fit`."""
 
-    def __init__(self, method, budget, seed, validate, folder, accelerator):
+    def __init__(self, method, budget, seed, validate, folder, accelerator, workers):
         self.method, self.budget, self.seed = method, budget, seed
         self.validate, self.folder, self.accelerator = validate, folder, accelerator
+        self.workers = workers
         self.history, self.best, self.best_value = History(), {}, -math.inf
 
     def resume(self, pairs: Pairs, stages: list[str]) -> tuple[int, tuple | None]:
@@ -143,17 +164,8 @@ class _Run:
         self.trained.see(rows.select(range(size)))
         if found:
             checkpoint.unpack_optimizer(found[0], self.trained.optimizer)
-        peaks = [group["lr"] for group in groups]
-        show = progress and self.accelerator.is_main_process
-        bar = tqdm(range(first, steps), desc=stage.name, disable=not show, initial=first,
-                   total=steps)
         try:
-            for step in bar:
-                self._step(index, stage, step, steps, rows, peaks)
-                self.history.seconds += time.perf_counter() - started
-                started = time.perf_counter()
-                if self.budget.save_every and (step + 1) % self.budget.save_every == 0:
-                    self._save(index, step + 1)
+            self._steps(index, stage, rows, range(first, steps), size, progress, started)
             self.trained.gather()
         except KeyboardInterrupt:
             # The step that was interrupted may be half done: only whole checkpoints count.
@@ -169,6 +181,23 @@ class _Run:
         if self.best:
             self.method.load_state_dict(self.best)
 
+    def _steps(self, index, stage, rows, steps: range, size, progress, started) -> None:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        feed = Feed(Recipe(self.method, rows, size, self.seed, index, rank, world), steps,
+                    self.workers, pin=self.accelerator.device.type == "cuda")
+        show = progress and self.accelerator.is_main_process
+        peaks = [group["lr"] for group in self.trained.optimizer.param_groups]
+        with closing(feed), tqdm(
+                desc=stage.name, disable=not show, unit=" rows", initial=steps.start * size,
+                total=steps.stop * size) as bar:
+            for step in steps:
+                self._step(stage, step, steps.stop, feed, peaks)
+                bar.update(size)
+                self.history.seconds += time.perf_counter() - started
+                started = time.perf_counter()
+                if self.budget.save_every and (step + 1) % self.budget.save_every == 0:
+                    self._save(index, step + 1)
+
     def _groups(self, stage: Stage) -> list[dict]:
         """The stage's groups of parameters, each with its rate."""
         groups = stage.parameters or [
@@ -181,14 +210,12 @@ class _Run:
                              "stage has read (give a list)")
         return groups
 
-    def _step(self, index, stage, step, steps, rows, peaks) -> None:
-        # Random state: from (seed, stage, step) alone.
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        generator = seed_all(self.seed, index, step, rank)
-        chosen = batch_rows(len(rows), self.budget.batch_size, self.seed, index, step)
-        part = rows.select(chosen[rank::world])
-        self.method.train()  # a validation may have left it in eval mode
-        batch = to_device(self.method.collate(part, generator), self.accelerator.device)
+    def _step(self, stage, step, steps, feed, peaks) -> None:
+        # The batch: it and all randomness from (seed, stage, step) alone.
+        asked = time.perf_counter()
+        batch = feed.batch(step)
+        self.history.waits.append(time.perf_counter() - asked)
+        batch = to_device(batch, self.accelerator.device)
 
         # Learning rate.
         factor = rate(self.budget, step, steps)
@@ -198,11 +225,9 @@ class _Run:
         # Loss; in several processes all stop where one must.
         losses = self.trained.losses(batch, step / steps)
         loss = sum(losses.values())
-        seen = {name: value.item() for name, value in losses.items()}
-        wrong = None if all(map(math.isfinite, seen.values())) else (
-            f"stage {stage.name!r} step {step}{f', process {rank}' if world > 1 else ''}: "
-            f"{seen}; rows {part.ids[:8]}"
-            f"{' …' if len(part) > 8 else ''}")
+        total, seen = loss.item(), {name: value.item() for name, value in losses.items()}
+        wrong = None if all(map(math.isfinite, seen.values())) else self._not_finite(
+            stage, step, seen, feed.ids(step))
         if said := distributed.all_say(wrong, self.accelerator):
             raise NonFiniteLoss("; ".join(said[:3]))
 
@@ -210,11 +235,16 @@ class _Run:
         self.trained.update(loss)
 
         # What was seen.
-        self.history.steps.append({"stage": stage.name, "step": step, "loss": loss.item(),
+        self.history.steps.append({"stage": stage.name, "step": step, "loss": total,
                                    **seen, "lr": factor * peaks[0]})
         every = self.budget.validate_every
         if self.validate and (step + 1 == steps or every and (step + 1) % every == 0):
             self._validate(stage, step + 1)
+
+    def _not_finite(self, stage: Stage, step: int, seen: dict, ids: list[str]) -> str:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        return (f"stage {stage.name!r} step {step}{f', process {rank}' if world > 1 else ''}: "
+                f"{seen}; rows {ids[:8]}{' …' if len(ids) > 8 else ''}")
 
     def _validate(self, stage: Stage, step: int) -> None:
         self.trained.gather()

@@ -19,26 +19,40 @@ def seed_of(*parts: object) -> int:
 
 def seed_all(*parts: object) -> torch.Generator:
     """Seed torch, numpy and random from `parts`; a CPU generator of the same seed."""
-    seed = seed_of(*parts)
     if torch.accelerator.is_available():
-        torch.manual_seed(seed)
-    else:  # the same without notes for devices that are not there, a quarter of a step
-        torch.default_generator.manual_seed(seed)
+        torch.manual_seed(seed_of(*parts))
+    return seed_host(*parts)  # alone, without notes for devices, it is a quarter of a step
+
+
+def seed_host(*parts: object) -> torch.Generator:
+    """`seed_all` without the GPUs, which a worker must not touch."""
+    seed = seed_of(*parts)
+    torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
     return torch.Generator().manual_seed(seed)
 
 
+def host_state() -> tuple:
+    """Where the three global generators of the CPU are."""
+    return torch.get_rng_state(), np.random.get_state(), random.getstate()
+
+
+def set_host_state(state: tuple) -> None:
+    """Put the three global generators where `host_state` found them."""
+    torch.set_rng_state(state[0])
+    np.random.set_state(state[1])
+    random.setstate(state[2])
+
+
 @contextmanager
 def kept_randomness() -> Iterator[None]:
     """Whatever is seeded or drawn inside, the three global generators come back."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    state = host_state()
     try:
         yield
     finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
+        set_host_state(state)
 
 
 @lru_cache(maxsize=2)

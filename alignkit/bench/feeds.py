@@ -1,0 +1,173 @@
+"""Steps of a CLIP on pictures that are decoded and cropped on the way: does it wait?
+
+On a GPU timm's ViT-B/32 with the text tower of CLIP's size (transformers), both with random
+weights, in bfloat16; on a CPU toys of the same classes, to try the path.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from alignkit.bench.contest import DEVICE, Contest
+from alignkit.data import Lazy, Pairs
+from alignkit.data.pictures import open_picture
+from alignkit.parts import Method, Temperature, info_nce, positives_of, unit
+from alignkit.training import Budget, fit, to_device
+
+BICUBIC = Image.Resampling.BICUBIC
+GPU = DEVICE == "cuda"
+SIZE = (SimpleNamespace(rows=1024, batch=512, side=256, crop=224, words=77, workers=8,
+                        steps=200, precision="bf16")
+        if GPU else
+        SimpleNamespace(rows=64, batch=16, side=96, crop=64, words=8, workers=2,
+                        steps=40, precision="no"))
+
+
+def towers() -> tuple[torch.nn.Module, torch.nn.Module]:
+    """(picture tower, text tower), random weights, 512 outputs (64 in the toys)."""
+    from timm.models.vision_transformer import VisionTransformer
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    if GPU:
+        return (VisionTransformer(img_size=SIZE.crop, patch_size=32, num_classes=512),
+                CLIPTextModelWithProjection(CLIPTextConfig()))
+    return (VisionTransformer(img_size=SIZE.crop, patch_size=32, embed_dim=64, depth=2,
+                              num_heads=2, num_classes=64),
+            CLIPTextModelWithProjection(CLIPTextConfig(
+                hidden_size=64, intermediate_size=128, num_hidden_layers=2, projection_dim=64,
+                num_attention_heads=2, max_position_embeddings=SIZE.words)))
+
+
+class Clip(Method):
+    """A CLIP whose `collate` opens JPEG files and crops them at random."""
+
+    def build(self, settings, pairs: Pairs) -> None:
+        from torchvision.transforms import v2
+
+        self.image, self.text = towers()
+        self.temperature = Temperature(0.07, learned=True)
+        self.crop = v2.Compose([v2.RandomResizedCrop(SIZE.crop, (0.5, 1.0)),
+                                v2.RandomHorizontalFlip()])
+        self.ends: list[float] = []
+
+    def pixels(self, picture: Image.Image) -> Tensor:
+        """Bytes [3, crop, crop] of a random crop (by torch's global generator)."""
+        return torch.from_numpy(np.array(self.crop(picture))).permute(2, 0, 1)
+
+    def collate(self, rows: Pairs, generator: torch.Generator) -> dict:
+        return {"pixels": torch.stack([self.pixels(picture) for picture in rows["image"]]),
+                "ids": rows["ids_of_words"], "item": rows.item}
+
+    def encode(self, batch: dict) -> dict[str, Tensor]:
+        pixels = (batch["pixels"].float() - 118.0) / 69.0
+        return {"image": unit(self.image(pixels)),
+                "text": unit(self.text(batch["ids"]).text_embeds)}
+
+    def losses(self, outputs: dict, batch: dict, progress: float) -> dict[str, Tensor]:
+        return {"contrastive_loss": info_nce(outputs["image"], outputs["text"],
+                                             self.temperature(), positives_of(batch["item"]))}
+
+    def after_step(self) -> None:
+        self.ends.append(time.perf_counter())
+
+
+@cache
+def jpegs() -> tuple[Pairs, tempfile.TemporaryDirectory]:
+    """Pictures of coloured noise at several scales, about as large in bytes as photographs
+    of that side, each with random word numbers; and the folder, gone with this process."""
+    folder, draw = tempfile.TemporaryDirectory(), np.random.default_rng(0)
+    paths = [Path(folder.name, f"{k:05d}.jpg") for k in range(SIZE.rows)]
+    for path in paths:
+        coarse, middle, fine = (Image.fromarray(
+            draw.integers(0, 256, (n, n, 3), np.uint8)).resize((SIZE.side, SIZE.side), BICUBIC)
+            for n in (4, 16, SIZE.side // 3))
+        Image.blend(Image.blend(coarse, middle, 0.4), fine, 0.25).save(path, quality=90)
+    ids = torch.from_numpy(draw.integers(0, 49000, (SIZE.rows, SIZE.words)))
+    ids[:, -1] = 49407  # the end, where the tower is read
+    return Pairs.make({"image": Lazy(paths, open_picture), "ids_of_words": ids}), folder
+
+
+def prepared() -> tuple[Clip, Pairs]:
+    torch.manual_seed(0)
+    return Clip(None, jpegs()[0]).to(DEVICE), jpegs()[0]
+
+
+def ours(workers: int, share: int = 1) -> Callable:
+    """`fit`; its share of seconds waited for data, and that after the first batch."""
+    def prepare(steps: int) -> Callable:
+        method, pairs = prepared()
+        budget = Budget(steps=max(2, steps // share), batch_size=SIZE.batch, lr=1e-4,
+                        precision=SIZE.precision)
+
+        def work() -> dict:
+            history = fit(method, pairs, budget, workers=workers)
+            spent = method.ends[-1] - method.ends[0]
+            return {"waited": history.waited / history.seconds,
+                    "waited_later": sum(history.waits[1:]) / spent}
+        return work
+    return prepare
+
+
+class Rows(torch.utils.data.Dataset):
+    """A row at a time, as most scripts have it."""
+
+    def __init__(self, method: Clip, pairs: Pairs):
+        self.pixels, self.pairs = method.pixels, pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, row: int) -> dict:
+        return {"pixels": self.pixels(self.pairs["image"][row]),
+                "ids": self.pairs["ids_of_words"][row], "item": self.pairs.item[row]}
+
+
+def by_hand(from_disk: bool) -> Callable:
+    """The same steps in a plain loop: from torch's loader with as many workers, or on one
+    batch that is on the device already."""
+    def prepare(steps: int) -> Callable:
+        method, pairs = prepared()
+        optimizer = torch.optim.AdamW(method.parameters(), lr=1e-4)
+        loader = torch.utils.data.DataLoader(
+            Rows(method, pairs), SIZE.batch, shuffle=True, drop_last=True, pin_memory=GPU,
+            num_workers=SIZE.workers if from_disk else 0, persistent_workers=from_disk)
+
+        def batches():
+            while from_disk:
+                yield from loader
+            batch = to_device(next(iter(loader)), torch.device(DEVICE))
+            while True:
+                yield batch
+
+        def work() -> None:
+            for _, batch in zip(range(steps), batches()):
+                batch = to_device(batch, torch.device(DEVICE))
+                with torch.autocast(DEVICE, torch.bfloat16,
+                                    enabled=SIZE.precision == "bf16"):
+                    loss = sum(method(batch).values())
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(method.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                loss.item()
+        return work
+    return prepare
+
+
+N = SIZE.workers
+FEED = Contest(
+    f"{{n}} steps of a CLIP ({'ViT-B/32' if GPU else 'a toy'}), {SIZE.batch} JPEG files of "
+    f"{SIZE.side}² decoded and cropped for each",
+    SIZE.steps, 4, {
+        f"alignkit fit, {N} workers": ours(N),
+        f"a loop by hand, torch's loader, {N} workers": by_hand(True),
+        "a loop by hand, one batch that is there": by_hand(False),
+        "alignkit fit, no workers, an eighth of the steps": ours(0, 8)})
