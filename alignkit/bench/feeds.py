@@ -1,7 +1,7 @@
 """Steps of a CLIP on pictures that are decoded and cropped on the way: does it wait?
 
-On a GPU timm's ViT-B/32 with the text tower of CLIP's size (transformers), both with random
-weights, in bfloat16; on a CPU toys of the same classes, to try the path.
+On a GPU a CLIP ViT-B/32 of transformers with random weights, in bfloat16; on a CPU a toy of
+the same class, to try the path.
 """
 
 import tempfile
@@ -19,7 +19,7 @@ from torch import Tensor
 from alignkit.bench.contest import DEVICE, Contest
 from alignkit.data import Lazy, Pairs
 from alignkit.data.pictures import open_picture
-from alignkit.parts import Method, Temperature, info_nce, positives_of, unit
+from alignkit.parts import Method, Temperature, info_nce, positives_of
 from alignkit.training import Budget, fit, to_device
 
 BICUBIC = Image.Resampling.BICUBIC
@@ -31,45 +31,48 @@ SIZE = (SimpleNamespace(rows=1024, batch=512, side=256, crop=224, words=77, work
                         steps=40, precision="no"))
 
 
-def towers() -> tuple[torch.nn.Module, torch.nn.Module]:
-    """(picture tower, text tower), random weights, 512 outputs (64 in the toys)."""
-    from timm.models.vision_transformer import VisionTransformer
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+def towers() -> torch.nn.Module:
+    """A CLIP with random weights: ViT-B/32, or a toy."""
+    from transformers import CLIPConfig, CLIPModel
 
     if GPU:
-        return (VisionTransformer(img_size=SIZE.crop, patch_size=32, num_classes=512),
-                CLIPTextModelWithProjection(CLIPTextConfig()))
-    return (VisionTransformer(img_size=SIZE.crop, patch_size=32, embed_dim=64, depth=2,
-                              num_heads=2, num_classes=64),
-            CLIPTextModelWithProjection(CLIPTextConfig(
-                hidden_size=64, intermediate_size=128, num_hidden_layers=2, projection_dim=64,
-                num_attention_heads=2, max_position_embeddings=SIZE.words)))
+        return CLIPModel(CLIPConfig())  # whose defaults are ViT-B/32
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+             "num_attention_heads": 2}
+    return CLIPModel(CLIPConfig(
+        text_config={**small, "max_position_embeddings": SIZE.words}, projection_dim=64,
+        vision_config={**small, "image_size": SIZE.crop, "patch_size": 32}))
+
+
+def cropped(picture: Image.Image, place: Tensor) -> Tensor:
+    """Bytes [3, crop, crop] of a square of the picture, mirrored or not; place [4]: its
+    area, from half of the picture's to all of it, where it lies, and the mirror, by
+    numbers from 0 to 1."""
+    area, x, y, mirror = place.tolist()
+    side = (0.5 + 0.5 * area) ** 0.5 * picture.width
+    x, y = (z * (picture.width - side) for z in (x, y))
+    box = x, y, min(x + side, picture.width), min(y + side, picture.width)
+    seen = picture.resize((SIZE.crop, SIZE.crop), Image.Resampling.BILINEAR, box=box)
+    seen = seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror < 0.5 else seen
+    return torch.from_numpy(np.array(seen)).permute(2, 0, 1)
 
 
 class Clip(Method):
     """A CLIP whose `collate` opens JPEG files and crops them at random."""
 
     def build(self, settings, pairs: Pairs) -> None:
-        from torchvision.transforms import v2
-
-        self.image, self.text = towers()
-        self.temperature = Temperature(0.07, learned=True)
-        self.crop = v2.Compose([v2.RandomResizedCrop(SIZE.crop, (0.5, 1.0)),
-                                v2.RandomHorizontalFlip()])
+        self.clip, self.temperature = towers(), Temperature(0.07, learned=True)
         self.ends: list[float] = []
 
-    def pixels(self, picture: Image.Image) -> Tensor:
-        """Bytes [3, crop, crop] of a random crop (by torch's global generator)."""
-        return torch.from_numpy(np.array(self.crop(picture))).permute(2, 0, 1)
-
     def collate(self, rows: Pairs, generator: torch.Generator) -> dict:
-        return {"pixels": torch.stack([self.pixels(picture) for picture in rows["image"]]),
+        places = torch.rand(len(rows), 4, generator=generator)
+        return {"pixels": torch.stack([*map(cropped, rows["image"], places)]),
                 "ids": rows["ids_of_words"], "item": rows.item}
 
     def encode(self, batch: dict) -> dict[str, Tensor]:
         pixels = (batch["pixels"].float() - 118.0) / 69.0
-        return {"image": unit(self.image(pixels)),
-                "text": unit(self.text(batch["ids"]).text_embeds)}
+        found = self.clip(input_ids=batch["ids"], pixel_values=pixels)
+        return {"image": found.image_embeds, "text": found.text_embeds}
 
     def losses(self, outputs: dict, batch: dict, progress: float) -> dict[str, Tensor]:
         return {"contrastive_loss": info_nce(outputs["image"], outputs["text"],
@@ -119,14 +122,14 @@ def ours(workers: int, share: int = 1) -> Callable:
 class Rows(torch.utils.data.Dataset):
     """A row at a time, as most scripts have it."""
 
-    def __init__(self, method: Clip, pairs: Pairs):
-        self.pixels, self.pairs = method.pixels, pairs
+    def __init__(self, pairs: Pairs):
+        self.pairs = pairs
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, row: int) -> dict:
-        return {"pixels": self.pixels(self.pairs["image"][row]),
+        return {"pixels": cropped(self.pairs["image"][row], torch.rand(4)),
                 "ids": self.pairs["ids_of_words"][row], "item": self.pairs.item[row]}
 
 
@@ -137,7 +140,7 @@ def by_hand(from_disk: bool) -> Callable:
         method, pairs = prepared()
         optimizer = torch.optim.AdamW(method.parameters(), lr=1e-4)
         loader = torch.utils.data.DataLoader(
-            Rows(method, pairs), SIZE.batch, shuffle=True, drop_last=True, pin_memory=GPU,
+            Rows(pairs), SIZE.batch, shuffle=True, drop_last=True, pin_memory=GPU,
             num_workers=SIZE.workers if from_disk else 0, persistent_workers=from_disk)
 
         def batches():
