@@ -156,6 +156,9 @@ def _train_arguments(train: argparse.ArgumentParser) -> None:
                             "must all see it")
     for name, (kind, text) in BUDGET.items():
         train.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+    train.add_argument("--workers", type=int, metavar="N",
+                       help="processes that make batches ahead (of each process); default: "
+                            "on a GPU as many as are of use, on a CPU none")
     train.add_argument("--precision", choices=("no", "bf16", "fp16"),
                        help="this one counts, not accelerate's --mixed_precision")
 
@@ -214,7 +217,7 @@ def _train(args) -> None:
     changes = {name: value for name in (*BUDGET, "precision")
                if (value := getattr(args, name)) is not None}
     train(args.slug, args.out, args.scale, args.claim, args.arm, args.pairs, args.seed,
-          changes)
+          changes, args.workers)
     PartialState().destroy_process_group()
 
 

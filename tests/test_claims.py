@@ -147,6 +147,29 @@ def test_in_inference_claims_only_the_baseline_is_trained(starts):
     assert not torch.equal(weights[0], starts[0][1]["shared.weight"])
 
 
+def test_a_long_piece_goes_on_within_its_arms(tmp_path, monkeypatch, capfd):
+    """Of two arms, each with its null, the second was cut off at step 25."""
+    one, steps = claim(budget=replace(BUDGET, steps=40, batch_size=3)), []
+    whole, = Work([one], tmp_path / "whole").seeds([0])
+
+    def after_step(self):
+        steps.append(self.settings.effect)
+        if len(steps) == 40 + 25:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Fake, "after_step", after_step)
+    folder = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        Work([one], folder, long=True).seeds([0])
+    assert len(list((folder / "unfinished").iterdir())) == 2
+    found, = Work([one], folder, long=True).seeds([0])
+    again = steps[65:]
+    assert len(again) == 0 + 20 + 40 + 40 and again[0] == 0.1  # the first was at its end
+    assert found["figures"] == whole["figures"] and found["null"] == whole["null"]
+    assert not (folder / "unfinished").exists()
+    assert "rows/s" in capfd.readouterr().err  # a bar
+
+
 def count_fits(monkeypatch) -> list:
     """What is trained from now on: (effect, seed of the split, budget)."""
     fits, fit = [], runs.fit

@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -31,6 +32,26 @@ def test_estimate_changes_nothing_and_grows_with_the_batch():
     numbers = 2 * (6 * 3 + 3)
     assert small.trainable == numbers and small.optimizer == 3 * 4 * numbers
     assert small.weights == 4 * (numbers + 6 * 3 + 1)  # the average and the temperature
+
+
+def test_estimate_says_what_workers_would_do(monkeypatch):
+    class Slow(Noisy):
+        def collate(self, rows, generator):
+            time.sleep(0.1)
+            return super().collate(rows, generator)
+
+    seed_all(0)
+    quick, slow = (estimate(kind(Settings(width=3), pairs()), pairs(), SHORT)
+                   for kind in (Noisy, Slow))
+    steps = 8 + 6  # of its two stages
+    assert steps * 0.1 <= slow.making < slow.seconds and quick.making < 0.5
+    assert slow.fed_by(0) is slow
+    assert slow.fed_by(2).seconds == pytest.approx(max(slow.making / 2, slow.seconds - slow.making))
+    monkeypatch.setitem(type(slow).workers.__globals__, "cores", lambda: 6)
+    one = replace(slow, seconds=4.0, making=3.0)
+    assert one.workers() == 5 and one.workers(2) == 2 and one.workers(8) == 0
+    assert replace(one, making=2.0).workers() == 2  # half more than one for one
+    assert replace(one, making=0.15).workers() == 0  # too little to be worth it
 
 
 def test_memory_of_a_method_on_the_meta_device():

@@ -53,6 +53,7 @@ def test_the_command_leaves_its_files(tmp_path, capsys):
     out = tmp_path / "a" / "b"
     assert main([*TINY, "--arm", "random", "--steps", "12", "--seed", "3", "--chunk", "40",
                  "--batch-size", "100", "--precision", "bf16", "--lr", "2e-3",
+                 "--workers", "2",
                  "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert sorted(p.name for p in out.iterdir()) == [
@@ -69,6 +70,7 @@ def test_the_command_leaves_its_files(tmp_path, capsys):
     assert f"{figure}  {value:.4g}" not in said and "written to" in said
     assert "no verdict is read off scale tiny; figures are not shown" in said
     assert "estimate: about" in said and "logits of 100 rows" in said
+    assert "batches from 2 workers" in said and report["history"]["waited"] >= 0
 
 
 def checkpoint_weights(out: Path) -> dict:
@@ -186,8 +188,8 @@ def several(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["DDP", "chunk", "bf16", "FSDP2", "FSDP2 last",
-                                  "FSDP2 bf16"])
+@pytest.mark.parametrize("kind", ["DDP", "chunk", "bf16", "FSDP2", "FSDP2 workers",
+                                  "FSDP2 last", "FSDP2 bf16"])
 def test_two_processes_end_where_one_does(several, kind):
     select_by = None if kind.endswith("last") else "figure"
     method, history = train_deep(budget=replace(DEEP, select_by=select_by))

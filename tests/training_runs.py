@@ -146,8 +146,10 @@ def kill_in_a_write(moment: int) -> None:
 
 
 def joined(folder: Path) -> None:
-    """One process of two: train, and leave the weights and what was seen."""
+    """One process of two: train, and leave the weights and what was seen. Each with a
+    worker of its own ends there too."""
     method, history = train()
+    assert_same(train(workers=1)[0].state_dict(), method.state_dict())
     rank = os.environ["RANK"]
     torch.save({"weights": method.state_dict(), "loss": history.curve(), "seen": method.seen},
                folder / f"end-{rank}.pt")
@@ -191,13 +193,14 @@ DEEP = Budget(steps=12, batch_size=16, lr=1e-2, save_every=3, validate_every=4,
               select_by="figure")
 
 
-def train_deep(folder: Path | None = None, lives: int | None = None, budget: Budget = DEEP):
+def train_deep(folder: Path | None = None, lives: int | None = None, budget: Budget = DEEP,
+               workers: int = 0):
     """(method, history); history is None if it was interrupted after `lives` steps."""
     rows = pairs()
     seed_all(5)
     method, Deep.lives = Deep(Settings(width=3, learn_temperature=True), rows), lives
     try:
-        return method, fit(method, rows, budget, seed=3, folder=folder,
+        return method, fit(method, rows, budget, seed=3, folder=folder, workers=workers,
                            validate=validate if budget.select_by else None)
     except KeyboardInterrupt:
         return method, None
@@ -247,6 +250,7 @@ def several(folder: Path) -> None:
     said["chunk"] = broken(folder / "broken chunk", 3)
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     ends["FSDP2"] = end(*train_deep())
+    ends["FSDP2 workers"] = end(*train_deep(workers=1))
     ends["FSDP2 last"] = end(*train_deep(budget=replace(DEEP, select_by=None)))
     ends["FSDP2 bf16"] = end(*train_deep(budget=replace(DEEP, precision="bf16")))
     said["FSDP2"] = broken(folder / "broken FSDP2", 0)

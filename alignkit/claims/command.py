@@ -12,7 +12,7 @@ from alignkit.claims import followed, paper, slugs
 from alignkit.claims.claim import Claim
 from alignkit.claims.registered import BEFORE_THE_RULE, current, register, registrations
 from alignkit.claims.results import Result, measured, values_hash
-from alignkit.claims.runner import FEWEST, before, estimated, run
+from alignkit.claims.runner import FEWEST, LONG, before, estimated, run
 from alignkit.claims.train import own_pairs, remade
 from alignkit.claims.work import Work
 from alignkit.data import Pairs
@@ -85,7 +85,7 @@ def _opened(slug: str, scale: str, path: Path | None, seeds: int, jobs: int | No
     started, module = time.perf_counter(), paper(slug)
     pairs = module.data(scale, own_pairs(path, module.NEEDS) if path else None)
     claims = module.claims(pairs, scale)
-    jobs = 1 if scale in ("gpu", "full") else jobs or min(4, os.cpu_count() or 1)
+    jobs = 1 if scale in LONG else jobs or min(4, os.cpu_count() or 1)
     if jobs > 1:
         torch.set_num_threads(1)  # as in the processes
     say(pairs.describe())

@@ -16,10 +16,11 @@ from alignkit.data import Pairs
 from alignkit.stats import (NOT_RESOLVED, SOME_GAIN, Interval, corrected_interval, equivalent,
                             null_passed, prediction_interval, second_look,
                             smallest_detectable, stein_size, t_interval, verdict)
-from alignkit.training import estimate
+from alignkit.training import distributed, estimate
 
 SEEDS = tuple(range(8))
 FEWEST = 5
+LONG = ("gpu", "full")  # scales at which an arm trains for many minutes
 MOST, MINUTES = 24, 20  # of a headline's second look
 # Two looks at 97.5 % err together in 5 % at most, however one stops.
 LEVEL, LEVEL_OF_A_LOOK = 0.95, 0.975
@@ -46,7 +47,7 @@ def run(slug: str, claims: Sequence[Claim], pairs: Pairs, scale: str, *,
             raise ValueError(f"seeds are {len(seeds)}, but claim {claim.name!r} has "
                              f"{claim.units} independent units: no more seeds than that")
     code = code_hash(slug)  # of what runs now, whatever is edited meanwhile
-    pieces = Work(claims, work, jobs, remake, slug)
+    pieces = Work(claims, work, jobs, remake, slug, long=scale in LONG)
     opened = registration or before(pieces, claims, say)
     pieces.runs.tuned = opened["tuned"]
     rows = pieces.seeds(seeds)
@@ -92,7 +93,8 @@ def estimated(claims: Sequence[Claim], seeds: int, jobs: int = 1) -> str:
     seconds, memory = 0.0, 0
     for claim, arm in arms.values():
         splits = arm.data(TUNING_SEEDS[0])
-        cost = estimate(arm.build(splits), splits.train, claim.budget)
+        method = arm.build(splits).to(distributed.accelerator().device)
+        cost = estimate(method, splits.train, claim.budget)
         seconds += cost.seconds * (2 * seeds + 3 * len(claim.grid))
         memory = max(memory, cost.weights + cost.optimizer + cost.saved)
     return (f"estimate: {len(arms)} arms, about {seconds / 60 / jobs:.1f} minutes of training "

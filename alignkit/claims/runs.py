@@ -1,12 +1,18 @@
 """Trains the arms of a paper's claims: fair starts, tuning, the pilot."""
 
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean
 
 from alignkit.claims.claim import Claim, Trained
-from alignkit.training import Budget, History, NonFiniteLoss, fit, seed_all, seed_of
+from alignkit.data import Pairs
+from alignkit.parts import Method
+from alignkit.training import (
+    Budget, History, NonFiniteLoss, distributed, estimate, fit, seed_all, seed_of,
+)  # fmt: skip
 
 # Far from the paired seeds: their splits choose, or measure the baseline, and no more.
 TUNING_SEEDS = (1000, 2000, 3000)
@@ -15,10 +21,14 @@ PILOT_SEEDS = (1001, 1002, 1003, 1004)
 
 class Runs:
     """Trains the arms of one paper's claims, each arm once a seed however many claims
-    share it. `tuned`: arm name -> its point of the grid."""
+    share it. `tuned`: arm name -> its point of the grid. unfinished: for runs of many
+    minutes, a folder of checkpoints from which an arm goes on; a bar is then shown, and on
+    a GPU workers make the batches where the estimate says that they are of use."""
 
-    def __init__(self, claims: Sequence[Claim], tuned: Mapping[str, Mapping] | None = None):
+    def __init__(self, claims: Sequence[Claim], tuned: Mapping[str, Mapping] | None = None,
+                 unfinished: Path | None = None):
         self.claims, self.tuned = list(claims), dict(tuned or {})
+        self.unfinished = unfinished
         self._memo: dict[tuple, Trained] = {}
         self.named: dict[str, Claim] = {}  # arm -> a claim that has it
         for claim in self.claims:
@@ -52,8 +62,10 @@ class Runs:
         return {name: done[name] for name in claim.arms}
 
     def forget(self) -> None:
-        """Free the trained arms (between seeds)."""
+        """Free the trained arms and their checkpoints (between seeds)."""
         self._memo.clear()
+        if self.unfinished:
+            shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def in_rounds(self) -> Iterator[list[str]]:
         """The arms that are trained, in rounds: none starts from one of a later round."""
@@ -140,11 +152,22 @@ class Runs:
                repr((self.tuned.get(name, {}) if point is None else point).get("settings")))
         if key not in self._memo:
             method, splits = self.build(claim, name, seed, null, chance, point)
-            history = fit(method, splits.train, self.budget(claim, name, point),
+            budget, rest = self.budget(claim, name, point), {}
+            if self.unfinished:
+                told = claim.name, name, seed, null and claim.null.name, *key[3:]
+                budget = replace(budget, save_every=max(10, budget.steps // 20))
+                rest = {"folder": self.unfinished / f"{seed_of(*told):x}", "progress": True,
+                        "workers": _workers(method, splits.train, budget)}
+            history = fit(method, splits.train, budget,
                           seed if not chance else seed_of(seed, chance),
-                          validate=lambda m: claim.validate(m, splits))
+                          validate=lambda m: claim.validate(m, splits), **rest)
             self._memo[key] = Trained(method, splits, history)
         return self._memo[key]
+
+
+def _workers(method: Method, rows: Pairs, budget: Budget) -> int:
+    device = distributed.accelerator().device
+    return 0 if device.type == "cpu" else estimate(method.to(device), rows, budget).workers()
 
 
 def at_edge(grid: Sequence[Mapping], chosen: Mapping) -> bool:

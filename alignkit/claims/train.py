@@ -30,7 +30,7 @@ from alignkit.training import Budget, History, distributed, estimate, fit, logit
 
 def train(slug: str, folder: Path | str, scale: str = "small", claim: str | None = None,
           arm: str | None = None, pairs: Path | str | None = None, seed: int = 0,
-          changes: dict | None = None) -> dict:
+          changes: dict | None = None, workers: int | None = None) -> dict:
     """Train an arm, measure it on the test rows, and write `folder`.
 
     folder gets `method.safetensors`, `train.json` (what is returned) and `checkpoints`,
@@ -38,7 +38,8 @@ def train(slug: str, folder: Path | str, scale: str = "small", claim: str | None
     if None. arm: the claim's method if None (its baseline where only that is trained).
     pairs: see `own_pairs`. changes: of the claim's budget, e.g. {"steps": 100}; at the
     scale of the published results the arm has the rate that was tuned for it, and is the
-    same run as theirs.
+    same run as theirs. workers: see `fit`; None: on a GPU as many as the estimate says are
+    of use, on a CPU none.
 
     Raises:
         ValueError: an unknown claim or arm, one that is not trained, or a setting or a
@@ -69,9 +70,11 @@ def train(slug: str, folder: Path | str, scale: str = "small", claim: str | None
     say(f"{slug}: arm {name!r} of claim {chosen.name!r}, scale {scale}, seed {seed}; "
         f"{kind} on {state.device.type}")
     method.to(state.device)
-    say(_costs(method, splits.train, budget, state.num_processes))
+    said, workers = _costs(method, splits.train, budget, state, workers)
+    say(said)
     history = fit(method, splits.train, budget, seed, folder=folder / "checkpoints",
-                  validate=lambda m: chosen.validate(m, splits), progress=True)
+                  validate=lambda m: chosen.validate(m, splits), progress=True,
+                  workers=workers)
     figures = _measure(chosen, name, Trained(method, splits, history))
     report = {
         "slug": slug, "claim": chosen.name, "arm": name, "scale": scale, "seed": seed,
@@ -132,13 +135,18 @@ def _arm(claim: Claim, name: str | None) -> str:
     return claim.baseline
 
 
-def _costs(method, rows: Pairs, budget: Budget, processes: int) -> str:
-    """Time and memory of a process before the run; every process must call."""
-    size = min(len(rows), budget.batch_size)
+def _costs(method, rows: Pairs, budget: Budget, state, workers: int | None) -> tuple[str, int]:
+    """(time and memory of a process before the run, its workers); every process must
+    call."""
+    size, processes = min(len(rows), budget.batch_size), state.num_processes
     cost = estimate(method, rows, replace(budget, batch_size=max(1, size // processes)))
+    if workers is None:
+        workers = 0 if state.device.type == "cpu" else cost.workers(
+            int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    cost, fed = cost.fed_by(workers), f", batches from {workers} workers" if workers else ""
     whole, tile = (f"{n / 2**20:,.1f} MiB" for n in logits_memory(size))
-    return (f"estimate: {cost} in float32\nlogits of {size:,} rows: {whole} whole, {tile} "
-            "tile by tile (parts.large_batch)")
+    return (f"estimate: {cost} in float32{fed}\nlogits of {size:,} rows: {whole} whole, "
+            f"{tile} tile by tile (parts.large_batch)", workers)
 
 
 def _measure(claim: Claim, name: str, trained: Trained) -> dict[str, float]:
@@ -153,7 +161,7 @@ def _summary(history: History) -> dict:
     loss = history.curve()
     return {"steps": len(loss), "first_loss": loss[0] if loss else None,
             "last_loss": loss[-1] if loss else None, "seconds": round(history.seconds, 1),
-            "validation": history.validation}
+            "waited": round(history.waited, 1), "validation": history.validation}
 
 
 def _write(folder: Path, method, report: dict) -> None:

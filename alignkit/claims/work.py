@@ -20,11 +20,13 @@ Remake = Callable[[], Sequence[Claim]]
 
 class Work:
     """Pieces of a paper's run in a folder. `remake() -> claims` makes them in a process of
-    its own (it must be picklable); without it, or with one job, all runs here."""
+    its own (it must be picklable); without it, or with one job, all runs here. long: a
+    piece takes many minutes, so its arms leave checkpoints and show bars (one job only)."""
 
     def __init__(self, claims: Sequence[Claim], folder: Path, jobs: int = 1,
-                 remake: Remake | None = None, said: str = ""):
-        self.runs, self.folder, self.said = Runs(claims), folder, said
+                 remake: Remake | None = None, said: str = "", long: bool = False):
+        self.runs = Runs(claims, unfinished=folder / "unfinished" if long else None)
+        self.folder, self.said = folder, said
         self.jobs, self.remake = jobs if remake else 1, remake
 
     def tune(self) -> dict[str, dict]:

@@ -12,6 +12,7 @@ them shard by shard.
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -134,7 +135,8 @@ def official_splits(pairs: Pairs, seed: int = 0, val: float = 0.1) -> Splits:
 def read_shards(folder: str | Path, start: int = 0) -> Iterator[Pairs]:
     """One Pairs a shard, each tar read once and in order, by the webdataset library.
 
-    For passes over data that do not fit a cache; goes on at shard `start`, with the
+    For passes over data that do not fit a cache; a thread reads the next tar while you
+    work with this one, so two are in memory. Goes on at shard `start`, with the
     same ids, items, groups and labels as `open_shards`, and the shard's number as
     `tables["shard"]`. A sample that is damaged or no longer there is skipped, stands in
     `tables["skipped"]` and is counted in a warning at the end; a shard without a whole
@@ -145,10 +147,10 @@ def read_shards(folder: str | Path, start: int = 0) -> Iterator[Pairs]:
     if not 0 <= start < len(manifest["shards"]):
         raise ValueError(f"start must be in 0 … {len(manifest['shards']) - 1}, "
                          f"got {start}")
-    told = []
-    for place, shard in enumerate(manifest["shards"][start:], start):
+    told, left = [], manifest["shards"][start:]
+    for (place, shard), found in zip(enumerate(left, start), _ahead(
+            [folder / shard["file"] for shard in left]), strict=True):
         index, items = shard_files.read_index(folder, shard), []
-        found = _stream(folder / shard["file"])
         skipped = list(index["skipped"])
         for number, item in enumerate(index["items"], shard["first"]):
             files = found.get(item["key"], {})
@@ -169,6 +171,16 @@ def read_shards(folder: str | Path, start: int = 0) -> Iterator[Pairs]:
 
 def _itself(blob: Blob) -> Blob:
     return blob
+
+
+def _ahead(tars: list[Path]) -> Iterator[dict[str, dict[str, bytes]]]:
+    """What `_stream` finds in each, one ahead."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(_stream, tars[0])
+        for after in [*tars[1:], None]:
+            found = coming.result()
+            coming = after and thread.submit(_stream, after)
+            yield found
 
 
 def _stream(tar: Path) -> dict[str, dict[str, bytes]]:

@@ -77,8 +77,12 @@ class Method(nn.Module):
         self.temperature = Temperature(settings.temperature, settings.learn_temperature)
 
     def collate(self, rows: Pairs, generator: torch.Generator) -> dict:
-        """The batch of `rows`: tokenise, mask, draw views or negatives here, with
-        `generator` alone. Tensors in it are moved to the device by the trainer."""
+        """The batch of `rows`: decode, tokenise, mask, draw views or negatives here, with
+        `generator` alone. Tensors in it are moved to the device by the trainer.
+
+        It may run ahead of training, in a worker (`fit(…, workers=8)`), on a copy of the
+        method without weights: it reads nothing that training changes, and what it writes
+        on the method is lost."""
         return rows.batch()
 
     def encode(self, batch: dict) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
 """What a run will cost, before it starts."""
 
 import copy
+import math
+import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,16 +17,35 @@ from alignkit.training.loop import to_device
 from alignkit.training.randomness import batch_rows, kept_randomness, seed_all
 
 
+MOST_WORKERS = 8
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of training; bytes of weights, of gradients with AdamW's two averages, and
-    of what one step keeps for its backward pass."""
+    """Seconds of training, and of these what making the batches takes; bytes of weights,
+    of gradients with AdamW's two averages, and of what one step keeps for its backward
+    pass."""
 
     seconds: float
     weights: int
     optimizer: int
     saved: int
     trainable: int
+    making: float = 0.0
+
+    def workers(self, processes: int = 1) -> int:
+        """With so many workers no step should wait for its batch: 0 where making it is a
+        twentieth of a step at most; never more than the cores of each of `processes`."""
+        rest = self.seconds - self.making
+        if not self.making or self.making <= 0.05 * rest:
+            return 0
+        needed = math.ceil(1.5 * self.making / max(rest, 1e-9))
+        return max(0, min(MOST_WORKERS, needed, cores() // processes - 1))
+
+    def fed_by(self, workers: int) -> "Estimate":
+        """With `workers` that make batches beside the steps."""
+        return self if not workers else replace(
+            self, seconds=max(self.seconds - self.making, self.making / workers))
 
     def __str__(self) -> str:
         memory = (self.weights + self.optimizer + self.saved) / 2**20
@@ -48,21 +69,22 @@ def estimate(method: Method, pairs: Pairs, budget: Budget = Budget()) -> Estimat
     every one must call, with its own share of the batch as `budget.batch_size`.
     """
     weights, extra, trainable = memory_of(method)
-    trial, seconds, most = copy.deepcopy(method).train(), 0.0, 0
+    trial, seconds, making, most = copy.deepcopy(method).train(), 0.0, 0.0, 0
     with kept_randomness():
         for index, stage in enumerate(trial.stages()):
             if stage.solve:
                 continue
             rows = stage.view(pairs)
             for step in range(2):  # the first is slower and is not counted
-                took, saved = _one_step(trial, rows, budget, index, step)
-            seconds += took * (budget.steps if stage.steps is None else stage.steps)
+                made, took, saved = _one_step(trial, rows, budget, index, step)
+            steps = budget.steps if stage.steps is None else stage.steps
+            seconds, making = seconds + took * steps, making + made * steps
             most = max(most, saved)
-    return Estimate(seconds, weights, extra, most, trainable)
+    return Estimate(seconds, weights, extra, most, trainable, making)
 
 
 def _one_step(method: Method, rows: Pairs, budget: Budget, index: int, step: int):
-    """(seconds, bytes kept for the backward pass) of one step."""
+    """(seconds of making the batch, of all, bytes kept for the backward pass) of one step."""
     saved: dict[int, int] = {}
 
     def keep(x: torch.Tensor) -> torch.Tensor:
@@ -73,7 +95,9 @@ def _one_step(method: Method, rows: Pairs, budget: Budget, index: int, step: int
     generator = seed_all(0, index, step)
     part = rows.select(batch_rows(len(rows), budget.batch_size, 0, index, step))
     device = next(iter(method.state_dict().values())).device
-    batch = to_device(method.collate(part, generator), device)
+    batch = method.collate(part, generator)
+    made = time.perf_counter() - started
+    batch = to_device(batch, device)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         if 0 < budget.chunk < len(part):
             cached_backward(method, batch, 0.5, chunk=budget.chunk,
@@ -82,7 +106,13 @@ def _one_step(method: Method, rows: Pairs, budget: Budget, index: int, step: int
             sum(method(batch, 0.5).values()).backward()
     if device.type != "cpu":
         torch.accelerator.synchronize()
-    return time.perf_counter() - started, sum(saved.values())
+    return made, time.perf_counter() - started, sum(saved.values())
+
+
+def cores() -> int:
+    """How many this process may use."""
+    here = getattr(os, "sched_getaffinity", None)
+    return len(here(0)) if here else os.cpu_count() or 1
 
 
 def logits_memory(rows: int) -> tuple[int, int]:
