@@ -110,6 +110,28 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path):
         assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_workers_and_pinned_memory_change_nothing():
+    """A forked worker must not touch the GPU: it gets a copy of the buffers on the CPU."""
+    class Centred(Noisy):
+        def build(self, settings, pairs):
+            super().build(settings, pairs)
+            self.register_buffer("mean", pairs["image_features"].mean(0))
+
+        def collate(self, rows, generator):
+            batch = super().collate(rows, generator)
+            return {**batch, "image_features": batch["image_features"] - self.mean.cpu()}
+
+    rows, ends = few_rows(), []
+    for workers in (0, 2):
+        torch.manual_seed(0)
+        method = Centred(Settings(width=3), rows)
+        history = fit(method, rows, Budget(steps=12, batch_size=16, lr=1e-2), workers=workers)
+        ends.append(method.state_dict())
+        assert next(method.parameters()).device.type == DEVICE and history.waited > 0
+    for name, weight in ends[0].items():
+        assert_close(ends[1][name], weight)
+
+
 def test_cached_gradients_train_as_the_whole_batch_does():
     rows, found = few_rows(120), []
     for chunk in (0, 25):
