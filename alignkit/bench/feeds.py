@@ -45,7 +45,7 @@ def towers() -> torch.nn.Module:
 
 
 def cropped(picture: Image.Image, place: Tensor) -> Tensor:
-    """Bytes [3, crop, crop] of a square of the picture, mirrored or not; place [4]: its
+    """Bytes [crop, crop, 3] of a square of the picture, mirrored or not; place [4]: its
     area, from half of the picture's to all of it, where it lies, and the mirror, by
     numbers from 0 to 1."""
     area, x, y, mirror = place.tolist()
@@ -54,7 +54,7 @@ def cropped(picture: Image.Image, place: Tensor) -> Tensor:
     box = x, y, min(x + side, picture.width), min(y + side, picture.width)
     seen = picture.resize((SIZE.crop, SIZE.crop), Image.Resampling.BILINEAR, box=box)
     seen = seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror < 0.5 else seen
-    return torch.from_numpy(np.array(seen)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(seen))
 
 
 class Clip(Method):
@@ -70,7 +70,7 @@ class Clip(Method):
                 "ids": rows["ids_of_words"], "item": rows.item}
 
     def encode(self, batch: dict) -> dict[str, Tensor]:
-        pixels = (batch["pixels"].float() - 118.0) / 69.0
+        pixels = (batch["pixels"].permute(0, 3, 1, 2).float() - 118.0) / 69.0
         found = self.clip(input_ids=batch["ids"], pixel_values=pixels)
         return {"image": found.image_embeds, "text": found.text_embeds}
 
