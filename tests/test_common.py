@@ -7,6 +7,7 @@ import torch
 
 from alignkit.claims import common
 from alignkit.claims.claim import Trained
+from alignkit.claims.follow_ups import FIRST as FOLLOW_UPS
 from alignkit.claims.runs import PILOT_SEEDS, TUNING_SEEDS
 from alignkit.data import Pairs, Splits
 from alignkit.parts import DualEncoder, Settings
@@ -52,7 +53,8 @@ def test_every_paired_seed_has_a_shipped_model_of_its_own():
     assert [common.model_of(100 + k, models, first=100) for k in range(3)] == models
     for seeds in (TUNING_SEEDS, PILOT_SEEDS[:3]):
         assert {common.model_of(seed, models, first=100) for seed in seeds} == {*models}
-    for seed in (99, 103):
+    assert [common.model_of(FOLLOW_UPS + k, models, first=100) for k in range(3)] == models
+    for seed in (99, 103, FOLLOW_UPS + 3):
         with pytest.raises(ValueError, match=f"seed {seed} has no model.*100 to 102"):
             common.model_of(seed, models, first=100)
 

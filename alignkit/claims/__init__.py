@@ -5,7 +5,7 @@ they must have labels too `LABELS`,
 `data(scale, pairs=None) -> Pairs` (the corpus with features; `pairs` are a user's own)
 and `claims(pairs, scale) -> list[Claim]`. One that compares many arms also gives
 `table(results) -> str`, shown after them. `follow_ups/` has one such file for a headline that
-does not hold: its single claim is asked for as SLUG.follow-up.
+does not hold, or not for the paper's reason: its single claim is asked for as SLUG.follow-up.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def slugs() -> list[str]:
 
 
 def followed() -> list[str]:
-    """The follow-ups of headlines that did not hold, each as SLUG.follow-up."""
+    """The follow-ups of headlines, each as SLUG.follow-up."""
     files = (Path(__file__).parent / "follow_ups").glob("[!_]*.py")
     return sorted(f.stem.replace("_", "-") + FOLLOW_UP for f in files)
 

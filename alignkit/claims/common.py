@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from alignkit.claims.claim import Condition, Null, Trained
+from alignkit.claims.follow_ups import FIRST as FOLLOW_UPS
 from alignkit.claims.runs import TUNING_SEEDS
 from alignkit.data import Lazy, Pairs, Splits, few_pairs, shuffle_pairs
 from alignkit.data.emoji import emoji
@@ -145,11 +146,14 @@ def nothing_paired(splits: Splits, seed: int) -> Splits:
 def model_of(seed: int, models: Sequence[int], first: int = 0) -> int:
     """The shipped model (`shipped.units` lists them) that a run with `seed` takes: each
     paired seed, from `first` on, has one of its own, for two seeds of one model are not
-    independent; the tuning seeds take models that differ, and so do the pilot's.
+    independent; a follow-up's take the models of the headline's seeds, in the same order;
+    the tuning seeds take models that differ, and so do the pilot's.
 
     Raises ValueError for a paired seed without a model.
     """
-    paired = seed < TUNING_SEEDS[0]
+    paired, later = seed < TUNING_SEEDS[0], seed - FOLLOW_UPS
+    if 0 <= later < len(models):
+        return models[later]
     if paired and not first <= seed < first + len(models):
         raise ValueError(f"seed {seed} has no model of its own: there are {len(models)}, "
                          f"for the paired seeds {first} to {first + len(models) - 1}")

@@ -18,7 +18,6 @@ from alignkit.claims.claim import Claim
 from alignkit.claims.results import (
     FOLLOW_UP, TRIED, code_hash, headline, measured, versions,
 )  # fmt: skip
-from alignkit.stats import HOLDS
 
 FOLDER = Path(__file__).parent / "registered"
 BEFORE_THE_RULE = "not registered: first run before the rule"
@@ -86,7 +85,7 @@ def register(slug: str, claims: Sequence[Claim], opened: dict, reason: str = "",
     Raises ValueError: no headline or several, more than six claims, an arm whose training
     loss does not fall, a choice at an edge of the grid without a word on it (`edge`), a
     condition that is absent and a changed design without its `reason`; of SLUG.follow-up
-    more than one claim or one without `when`, and a headline that holds or is not published.
+    more than one claim or one without `when`, and a headline that is not published.
     """
     there, follows = registrations(slug, folder), slug.endswith(FOLLOW_UP)
     headlines = [c.name for c in claims if c.headline]
@@ -99,8 +98,7 @@ def register(slug: str, claims: Sequence[Claim], opened: dict, reason: str = "",
             not follows and len(headlines) != 1,
         "a follow-up is one claim that says `when`":
             follows and [bool(c.when) for c in claims] != [True],
-        "there is no published headline that does not hold":
-            follows and (first is None or first.verdict == HOLDS),
+        "there is no published headline to follow": follows and first is None,
         f"{len(claims)} claims, at most {MOST_CLAIMS}": len(claims) > MOST_CLAIMS,
         f"the training loss does not fall at any point of the grid: {stuck}": stuck,
         f"{opened['edges']} chose an edge of the grid: widen the grid for all arms, or say "

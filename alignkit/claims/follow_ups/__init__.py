@@ -1,4 +1,5 @@
-"""Follow-ups of headlines that did not hold: when would they?
+"""Follow-ups of headlines: of one that did not hold, when would it; of one that held for
+another reason than the paper's, as its notebook found, when does it no more?
 
 A file here has the name of a paper's claims file and is like one (`NEEDS`, `data`, `claims`),
 with a single claim, which says in `when` what presumed cause it supplies or takes away. It was
