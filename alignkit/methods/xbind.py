@@ -10,8 +10,9 @@ is optimised for it: a planar prior (2D) judges its pictures, a prior that knows
 augmentation, keeps it true to the prompt.
 
 Use it when: you have an aligned encoder and diffusion priors of its space, no data of
-solids with prompts, and minutes for each solid. Judge the result with another encoder than
-the loss uses.
+solids with prompts, and minutes for each solid. The similarity loss helps where the priors
+hear little of the prompt; beside good ones it changed nothing. Judge the result with another
+encoder than the loss uses.
 
 Equations, for a prompt with e = unit(E_m(prompt)), a picture I = render(field, camera) and
 x = 2 I − 1 seen at level t, x_t = a_t x + s_t ε:
