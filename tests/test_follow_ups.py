@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from fake_claims import claim, result_of, two_steps
 from history import committed
 
@@ -20,6 +21,7 @@ from alignkit.claims.work import Work
 from alignkit.course import study as study_module
 from alignkit.course.card import here
 from alignkit.course.study import Study
+from alignkit.data import Pairs
 
 WHEN = "Where there is more"
 
@@ -154,3 +156,35 @@ def test_it_can_be_measured(name):
     assert all(math.isfinite(c.measure(base)) for c in one.conditions)
     if len(one.grid) > 1:
         assert math.isfinite(one.validate(base.method, base.splits)[one.choose_by])
+
+
+# What they change ------------------------------------------------------------------------
+def test_whitened_weighs_directions_by_their_correlations():
+    """Without a ridge that is what least squares finds."""
+    from alignkit.claims.follow_ups.platos_cave_3d import Whitened
+    from alignkit.methods.platos_cave_3d import PlatosCave3d, PlatosCave3dSettings
+
+    z, noise = torch.randn(40, 6), torch.randn(2, 40, 9)
+    rows = Pairs.from_features({"points_features": z @ torch.randn(6, 9) + noise[0],
+                                "text_features": z @ torch.randn(6, 7) + noise[1, :, :7]})
+    settings = PlatosCave3dSettings(k=7, ridge=0.0)
+    every, paper_s = (kind(settings, rows) for kind in (Whitened, PlatosCave3d))
+    for method in (every, paper_s):
+        method.solve(rows)
+    torch.testing.assert_close(every.R, paper_s.R)
+    assert every.R.diagonal().diff().max() < 0 and torch.equal(every.R, every.R.diag().diag())
+
+
+def test_the_slow_score_moves_a_tenth_as_far():
+    from alignkit.claims.follow_ups.gssf import SlowGssf
+    from alignkit.methods.gssf import Gssf, GssfSettings
+
+    rows = Pairs.from_features({f"{side}_features": torch.randn(8, 5)
+                                for side in ("image", "text")})
+    slow, usual = (kind(GssfSettings(width=8, block=4), rows) for kind in (SlowGssf, Gssf))
+    assert torch.equal(slow.matrix(), torch.eye(8))
+    with torch.no_grad():
+        for method, step in ((slow, 1.0), (usual, 0.1)):
+            method.change += step
+            method.blocks -= step
+    torch.testing.assert_close(slow.matrix(), usual.matrix())
