@@ -36,8 +36,8 @@ look) and +.049, holds; `matching` +.013, not resolved, and +.020 [+.014, +.027]
 `weak-structure` +.034 [+.001, +.066], some gain, and +.047 [+.034, +.060], holds; `meaning`
 no gain twice. Beyond the claims, ridge 3, hit@5 with 25 and with all 384 directions: local CKA
 .255, .257 (.168 in the full spaces); the affine map .27, .11, but with diag(S) for a map .28,
-.30. So the gain is the whitening's and the weights', not that of few dimensions; an arm that is
-whitened and not cut is missing.
+.30. So the gain is the whitening's and the weights', not that of few dimensions; the follow-up
+has an arm that is whitened and not cut, and finds no gain.
 """
 
 from collections.abc import Callable, Mapping

@@ -10,7 +10,8 @@ are matched and retrieved much better; what is shared is meaning, what is left i
 
 Use it when: two frozen encoders are only weakly alike, you have some hundred pairs or more,
 and a list of candidates is worth having: it costs one decomposition and no training. Choose
-k and the ridge on validation; where the encoders are alike anyway, a ridge does as well.
+k and the ridge on validation, or keep all directions and take diag(S) for R, which found as
+many; where the encoders are alike anyway, a ridge does as well.
 
 Equations, x [n, p] the shapes' and y [n, q] the texts' features of n anchor pairs, both
 less the anchors' means; C_x = xᵀx / (n − 1) + ridge · (mean variance) · I, C_y alike:
