@@ -10,7 +10,8 @@ pairs, of that modality and one of the aligned ones; the others need no new pair
 Use it when: pairs of the new modality exist with one of the aligned modalities only, and
 what is aligned must not move by a bit (an index is built on it). Expect no more of the
 frozen projection itself: after a thousand pictures, and with 100 pairs of sounds, it was no
-better than a fresh one, than one linear map, or than itself without modality tokens.
+better than a fresh one, than one linear map, or than itself without modality tokens; nor,
+after five thousand drawings, than a fresh one.
 
 Equations, x [n, t, D] frozen tokens of one modality, mean(.) over real tokens:
     align(x) = LN(dropout(W₂ gelu(W₁ x)))                                      (width d)
