@@ -139,7 +139,8 @@ def test_tiles_keep_no_logits(name):
     n, d = 1500, 8
     a, b = (unit(torch.randn(n, d)).requires_grad_() for _ in range(2))
     items = torch.arange(n)
-    assert saved_bytes(lambda: tiled(a, b, 9.0, -4.0, items, tile=128)) <= 8 * n * d + 64
+    # The rows or their gradients; items, and four sums a row and a column.
+    assert saved_bytes(lambda: tiled(a, b, 9.0, -4.0, items, tile=128)) <= 8 * n * d + 40 * n + 64
     assert saved_bytes(lambda: dense(a, b, 9.0, -4.0, items)) >= 4 * n * n
 
 

@@ -132,7 +132,7 @@ def retrieve(
     gallery_item: Tensor,
     *,
     ks: Sequence[int] = (1, 5, 10),
-    chunk: int = 2048,
+    chunk: int | None = None,
     tie: float = TIE,
     distractors: bool = False,
 ) -> dict[str, dict[str, float]]:
@@ -146,7 +146,7 @@ def retrieve(
             precision is widened to float32; the gallery takes the query's type.
         query_item, gallery_item: LongTensor [n_query], [n_gallery]; rows of one item
             are relevant to each other, many on either side.
-        ks, tie: as for :func:`retrieval`. chunk: larger is faster on a GPU.
+        ks, tie: as for :func:`retrieval`. chunk: None: 2,048, on a GPU 8,192.
         distractors: rows whose item the other side lacks may be found and ask nothing;
             without it they are refused.
 
@@ -165,6 +165,8 @@ def retrieve(
     there.ask(back, ks, distractors)
     back.ask(there, ks, distractors)
     with torch.autocast(query.device.type, enabled=False):
+        if chunk is None:
+            chunk = 8192 if query.is_cuda else 2048
         _score_blocks(there, back, dot, chunk, tie)
     return {
         "query->gallery": there.report(ks, len(gallery)),
@@ -178,7 +180,8 @@ class _Side:
 
     def __init__(self, outputs: Outputs, item: Tensor, name: str):
         sizes: set[int] = set()
-        each_tensor(lambda tensor: sizes.add(len(tensor)), outputs)
+        devices: set[torch.device] = set()
+        each_tensor(lambda x: (sizes.add(len(x)), devices.add(x.device)), outputs)
         if len(sizes) != 1 or sizes == {0} or item.shape != (*sizes,):
             raise ValueError(
                 f"{name} has {sorted(sizes)} rows and {name}_item shape "
@@ -186,6 +189,9 @@ class _Side:
             )
         self.outputs, self.name, self.asks = outputs, name, False
         self.item, self.order = item.cpu().sort()
+        # On a GPU what is counted stays there: nothing waits for it until the report.
+        self.device = next((x for x in devices if x.type == "cuda"), torch.device("cpu"))
+        self.item_there = self.item.to(self.device)
 
     def ask(self, other: "_Side", ks: Sequence[int], distractors: bool = False) -> None:
         """Prepare the search in ``other`` for as many relevant rows as ``ks`` need."""
@@ -202,13 +208,17 @@ class _Side:
             )
         most = min(max(ks), int(self.n_relevant.max()))
         self.asks = True
-        self.best = torch.full((len(self.item), most), -torch.inf, dtype=torch.float64)
-        self.above = torch.zeros(len(self.item), most, dtype=torch.float64)
+        shape, kind = (len(self.item), most), {"dtype": torch.float64, "device": self.device}
+        self.best, self.above = torch.full(shape, -torch.inf, **kind), torch.zeros(shape, **kind)
 
     def relevant(self, start: int, own: Tensor) -> None:
         """Keep the best relevant rows; ``own`` [rows, n] is -inf where irrelevant."""
         rows = slice(start, start + len(own))
-        both = torch.cat([self.best[rows].to(own), own], dim=1)
+        best = self.best[rows].to(own)
+        if best.shape[1] == 1:
+            self.best[rows] = torch.maximum(best, own.amax(1, keepdim=True)).to(self.best)
+            return
+        both = torch.cat([best, own], dim=1)
         self.best[rows] = both.topk(self.best.shape[1], dim=1).values.to(self.best)
 
     def irrelevant(self, start: int, wrong: Tensor, tie: float) -> None:
@@ -222,8 +232,8 @@ class _Side:
 
     def report(self, ks: Sequence[int], n_gallery: int) -> dict[str, float]:
         """The j-th best relevant row stands at j + irrelevant rows scoring as much."""
-        place = self.above + torch.arange(1, self.above.shape[1] + 1)
-        place = place.masked_fill(self.best.isinf(), torch.inf)[self.n_relevant > 0]
+        place = self.above.cpu() + torch.arange(1, self.above.shape[1] + 1)
+        place = place.masked_fill(self.best.cpu().isinf(), torch.inf)[self.n_relevant > 0]
         n_relevant, best = self.n_relevant[self.n_relevant > 0], place[:, 0]
         report = {f"hit@{k}": float((best <= k).double().mean()) for k in ks}
         for k in ks:
@@ -265,7 +275,10 @@ def _score_blocks(
     def same(i: int, j: int) -> Tensor | None:
         """Which scores of the block are of one item; None if the items lie apart."""
         x, y = query.item[i : i + chunk], gallery.item[j : j + chunk]
-        return x[:, None] == y if x[0] <= y[-1] and y[0] <= x[-1] else None
+        if x[0] > y[-1] or y[0] > x[-1]:
+            return None
+        return (query.item_there[i : i + chunk, None]
+                == gallery.item_there[j : j + chunk].to(query.device))
 
     for i, j in starts:
         if (right := same(i, j)) is not None:

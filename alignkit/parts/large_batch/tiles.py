@@ -1,33 +1,41 @@
 """Contrastive losses of batches whose logits [n, n] do not fit in memory.
 
-The logits are made tile by tile, twice: for the sums of each row and column, then for
-the gradient, which is ready when the loss is; so nothing but the gradients is kept for
-the backward pass. With several processes each keeps its rows of a, and the rows of b
-with all that is summed for them travel round a ring. Values and gradients are those of
-`parts.info_nce` and `parts.sigmoid_loss` on the rows of all processes.
+The logits are made tile by tile, twice: for the sums of each row and column, then, in the
+backward pass, for the gradient; nothing but the rows and those sums is kept for it. (The
+sigmoid loss needs no sums: its gradient is ready when the loss is.) With several processes
+each keeps its rows of a, and the rows of b with all that is summed for them travel round a
+ring. Values and gradients are those of `parts.info_nce` and `parts.sigmoid_loss` on the
+rows of all processes. A tile is made by `plain` or, on a GPU, by `kernels`.
 
 Sources: the softmax over tiles is that of online softmax (Milakov & Gimelshein 2018);
 that contrastive losses need no more memory than a tile is in Cheng et al. 2024 (Inf-CL,
 section 4), the sigmoid loss round a ring in Zhai et al. 2023 (section 3.3).
 """
 
-import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from alignkit.parts.large_batch import plain
 from alignkit.parts.product import product
 from alignkit.parts.large_batch.ring import pass_on, processes, row_counts
 
-TILE = 1536
-SPREAD = 60.0  # exp(-60) = 1e-26, which float32 still holds with all its digits
+TILE = 1536  # rows and columns of a tile on CPU
+# On a GPU (rows, columns): of a tile that is only summed up, of which a few numbers a block
+# are kept, and of one whose gradient in the logits is written out, 64 MiB in 16 bits.
+SUMMED, WRITTEN = (16384, 32768), (4096, 8192)
+GROUP = 32768  # columns whose gradient is summed in float32, where the rows have 16 bits
 
 
 def tiled_info_nce(a: Tensor, b: Tensor, scale: Tensor | float,
-                   item: Tensor | None = None, *, tile: int = TILE, group=None) -> Tensor:
+                   item: Tensor | None = None, *, tile: int | None = None, group=None) -> Tensor:
     """`info_nce(a, b, scale, positives_of(item))` in the memory of a tile.
 
     L = 1/(2N) Σ_i [ log Σ_j exp(l_ij) − 1/|P_i| Σ_{j∈P_i} l_ij ] + the same over
@@ -39,11 +47,11 @@ def tiled_info_nce(a: Tensor, b: Tensor, scale: Tensor | float,
 
     Args:
         a, b: unit rows [n, d]; row i of both is a pair. Any floating type; logits and
-            sums are float32 at least.
+            sums are float32 at least. On a GPU rows of 16 bits are multiplied in 16 bits.
         scale: 1 / temperature, a number or a scalar tensor.
         item: long [n], equal for rows that are right answers to each other, in all
             processes; None: only pairs are.
-        tile: rows of a and of b whose logits exist at once.
+        tile: rows of a and of b whose logits exist at once; None: by the device.
     Raises:
         ValueError: shapes do not fit, or tile is below 1.
     """
@@ -51,7 +59,7 @@ def tiled_info_nce(a: Tensor, b: Tensor, scale: Tensor | float,
 
 
 def tiled_sigmoid(a: Tensor, b: Tensor, scale: Tensor | float, bias: Tensor | float,
-                  item: Tensor | None = None, *, tile: int = TILE, group=None) -> Tensor:
+                  item: Tensor | None = None, *, tile: int | None = None, group=None) -> Tensor:
     """`sigmoid_loss(a, b, scale, bias, positives_of(item))` in the memory of a tile.
 
     L = −1/N Σ_ij log σ( sign_ij · (scale · a_i·b_j + bias) ). Arguments, errors and what
@@ -67,9 +75,11 @@ def _call(loss, a, b, scale, bias, item, tile, group) -> Tensor:
     if item is not None and (item.shape != a.shape[:1] or item.is_floating_point()):
         raise ValueError(f"item must be whole numbers [{len(a)}], got "
                          f"{tuple(item.shape)} of {item.dtype}")
-    if tile < 1:
+    if tile is not None and tile < 1:
         raise ValueError(f"tile must be at least 1, got {tile}")
     wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    if a.dtype != b.dtype:
+        a, b = a.to(wide), b.to(wide)
     scale, bias = (x.to(a.device) if isinstance(x, Tensor)
                    else torch.tensor(x, dtype=wide, device=a.device) for x in (scale, bias))
     with torch.autocast(a.device.type, enabled=False):
@@ -77,39 +87,73 @@ def _call(loss, a, b, scale, bias, item, tile, group) -> Tensor:
 
 
 class _Problem:
-    """What both losses share: the rows, in tiles, of this process and of the ring."""
+    """What both losses share: the rows of this process and those that go round the ring,
+    and the module whose functions make a tile."""
 
     def __init__(self, a, b, scale, item, tile, group):
         self.scale, self.tile, self.group = scale, tile, group
-        self.wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype),
-                                        torch.float32)
+        self.wide = torch.promote_types(a.dtype, torch.float32)
         self.counts = row_counts(len(a), group)
         rank, self.world = processes(group)
         if item is None:
             start = sum(self.counts[:rank])
             item = torch.arange(start, start + len(a), device=a.device)
         self.a, self.b, self.item, self.n = a, b, item.to(a.device), sum(self.counts)
+        self.make = _maker(a)
+        # float16 holds no number below 6e-8, as most weights of a large batch are.
+        self.lift = 2.0 ** (13 + self.n.bit_length()) if a.dtype == torch.float16 else 1.0
 
-    def tiles(self, *travelling: Tensor) -> Iterator[tuple]:
-        """(rows, columns, x, y, l, right, block) of every tile, block after block: the
-        slices of this process's rows and of the block's, their values in the wide type,
-        l = scale · x yᵀ, the places in l where both are of one item, and the block of
-        `travelling`. What is written into a block comes home: `travelling` has it in
-        the end.
-        """
+    def blocks(self, *travelling: Tensor) -> Iterator[tuple]:
+        """(b, item, their part of `travelling`) of one process after another. What is
+        written into a block comes home: `travelling` has it in the end."""
         block = [self.b, self.item, *travelling]
         for step in range(self.world):
-            for rows in _slices(len(self.a), self.tile):
-                x = self.a[rows].to(self.wide)
-                scaled = self.scale * x
-                for columns in _slices(len(block[0]), self.tile):
-                    y = block[0][columns].to(self.wide)
-                    yield (rows, columns, x, y, product(scaled, y),
-                           _same(self.item[rows], block[1][columns]), block[2:])
+            yield block[0], block[1], block[2:]
             block = pass_on(block, self.counts, step, self.group)
         for mine, home in zip(travelling, block[2:], strict=True):
             if mine is not home:
                 mine.copy_(home)
+
+    def strips(self, columns: range, size: tuple[int, int]) -> Iterator[tuple]:
+        """(rows, the prepared rows of a, the slices of `columns`) of every strip of tiles;
+        `size` is that of a GPU's tile."""
+        size = size if self.a.is_cuda else (TILE, TILE)
+        height, width = (self.tile, self.tile) if self.tile else size
+        for rows in _slices(range(len(self.a)), height):
+            yield rows, self.make.left(self.a[rows], self.scale), _slices(columns, width)
+
+    def gradients(self, weigh: Callable, *travelling: Tensor, times: Tensor | float) -> tuple:
+        """Gradients of a, b and scale of a loss whose gradient in the logits of a tile is
+        `times` / `lift` the weights that `weigh(rows, columns, x, b, item, *travelling)`
+        gives.
+
+        Rows of 16 bits get theirs by groups of columns, each summed in float32, so that
+        the memory of these sums does not depend on the number of rows.
+        """
+        grad_a, grad_scale = torch.zeros_like(self.a), self.scale.new_zeros((), dtype=self.wide)
+        home = torch.zeros_like(self.b, dtype=self.wide if self.world > 1 else self.b.dtype)
+        times = torch.as_tensor(times, dtype=self.wide, device=self.a.device) / self.lift
+        for b, item, (*known, grad_b) in self.blocks(*travelling, home):
+            for group in _slices(range(len(b)), GROUP):
+                sum_b = _summed(grad_b[group], self.wide)
+                for rows, x, places in self.strips(range(len(b))[group], WRITTEN):
+                    sum_a = _summed(grad_a[rows], self.wide)
+                    for columns in places:
+                        weight = weigh(rows, columns, x, b, item, *known)
+                        _add_product(sum_a, weight, b[columns])
+                        here = slice(columns.start - group.start, columns.stop - group.start)
+                        _add_product(sum_b[here], weight.T, self.a[rows])
+                    if grad_a.dtype != self.wide:
+                        grad_scale += (sum_a * self.a[rows]).sum() * times
+                        grad_a[rows] += sum_a.mul_(self.scale).mul_(times)
+                if grad_b.dtype != self.wide:
+                    grad_b[group] += sum_b.mul_(self.scale).mul_(times)
+        if grad_a.dtype == self.wide:
+            grad_scale = torch.linalg.vecdot(grad_a, self.a).sum() * times
+            grad_a.mul_(self.scale).mul_(times)
+        if home.dtype == self.wide:
+            home.mul_(self.scale).mul_(times)
+        return grad_a, home.to(self.b.dtype), grad_scale.to(self.scale.dtype)
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of `value` over the processes."""
@@ -118,79 +162,87 @@ class _Problem:
         return value
 
 
-def _same(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Places (in a, in b) of equal items. Only rows of a that have any are compared: in
-    most tiles there are few."""
-    rows = torch.isin(a, b).nonzero()[:, 0]
-    places, columns = (a[rows, None] == b).nonzero(as_tuple=True)
-    return rows[places], columns
+def _maker(a: Tensor) -> ModuleType:
+    """`kernels` on a GPU that runs them, else `plain`."""
+    if not (a.is_cuda and find_spec("triton")):
+        return plain
+    from alignkit.parts.large_batch import kernels
+
+    return kernels if kernels.fits(a) and _runs(a.device, a.dtype, a.shape[1]) else plain
 
 
-def _slices(n: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, n, size)]
+@lru_cache
+def _runs(device: torch.device, kind: torch.dtype, width: int) -> bool:
+    """Whether the kernels, tried once on a few rows, give what `plain` gives: compilers and
+    GPUs are many."""
+    from alignkit.parts.large_batch import kernels
+
+    g = torch.Generator().manual_seed(0)
+    a, b = (F.normalize(torch.randn(n, width, generator=g)).to(device, kind) for n in (70, 300))
+    rows = a, b, torch.tensor(20.0, device=device), *(
+        torch.arange(len(x), device=device) % 60 for x in (a, b))
+    try:
+        (mine, _), (right, _) = kernels.sums(*rows), plain.sums(plain.left(a, rows[2]), *rows[1:])
+        wrong = (mine[:, 0] + mine[:, 1].log() - right[:, 0] - right[:, 1].log()).abs().max()
+        same = bool(wrong < 1e-3) and bool(torch.equal(mine[:, 3], right[:, 3]))
+        said = "" if same else f"their sums differ by {float(wrong):.1e}"
+    except Exception as error:  # the compiler's own kinds differ by version
+        same, said = False, repr(error)[:300]
+    if not same:
+        warnings.warn(f"large batches go by torch's operations, which are slower: the kernels "
+                      f"do not run on {torch.cuda.get_device_name(device)} ({said})")
+    return same
 
 
-class _Loss(torch.autograd.Function):
-    """Keeps the gradients that `forward` has made and scales them in `backward`."""
-
-    @staticmethod
-    def keep(ctx, problem: _Problem, *gradients: Tensor) -> None:
-        ctx.save_for_backward(*gradients)
-        ctx.world = problem.world
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        times = gradient * ctx.world
-        found = [times * saved if needs else None for saved, needs
-                 in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)]
-        return *found, *[None] * (7 - len(found))
+def _slices(places: range, size: int) -> list[slice]:
+    return [slice(start, min(start + size, places.stop))
+            for start in range(places.start, places.stop, size)]
 
 
-class _InfoNCE(_Loss):
+def _summed(gradient: Tensor, wide: torch.dtype) -> Tensor:
+    """The place itself, or one of zeros where its type is too narrow to add up in."""
+    return gradient if gradient.dtype == wide else torch.zeros_like(gradient, dtype=wide)
+
+
+def _add_product(total: Tensor, weight: Tensor, x: Tensor) -> None:
+    """total += weight @ x, added up in the type of `total`."""
+    if weight.dtype != total.dtype:
+        torch.addmm(total, weight, x, total.dtype, out=total)
+    else:
+        total += product(weight, x.to(total.dtype).T)
+
+
+class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, b, scale, bias, item, tile, group) -> Tensor:
         problem = _Problem(a, b, scale, item, tile, group)
-        mine, theirs = _sums(a, problem.wide), _sums(b, problem.wide)
-        for rows, columns, _, _, logits, right, (sums,) in problem.tiles(theirs):
-            own = logits[right]
-            top, by_row, tops, by_column = _powers(logits)
-            _add(mine[rows], top, by_row.sum(1), own, right[0])
-            _add(sums[columns], tops, by_column.sum(0), own, right[1])
+        mine, theirs = (plain.nothing(len(x), problem.wide, x.device) for x in (a, b))
+        for block, items, (sums,) in problem.blocks(theirs):
+            for rows, x, places in problem.strips(range(len(block)), SUMMED):
+                for columns in places:
+                    by_row, by_column = problem.make.sums(
+                        x, block[columns], scale, problem.item[rows], items[columns])
+                    plain.merge(mine[rows], by_row)
+                    plain.merge(sums[columns], by_column)
+        ctx.save_for_backward(a, b, scale, problem.item, mine, theirs)
+        ctx.tile, ctx.group = tile, group
         value = _cross_entropies(mine).sum() + _cross_entropies(theirs).sum()
-        if any(ctx.needs_input_grad):
-            _Loss.keep(ctx, problem, *_info_nce_gradients(problem, mine, theirs))
         return problem.total(value) / (2 * problem.n)
 
+    @staticmethod
+    @torch.no_grad()
+    def backward(ctx, gradient: Tensor):
+        a, b, scale, item, mine, theirs = ctx.saved_tensors
+        problem = _Problem(a, b, scale, item, ctx.tile, ctx.group)
+        share = 0.5 / problem.n * problem.lift
 
-def _sums(x: Tensor, wide: torch.dtype) -> Tensor:
-    """[n, 4] for no column yet: a reference not far above the row's largest logit, the
-    sum of exp(logit − reference), the sum of the right answers' logits, their number."""
-    sums = torch.zeros(len(x), 4, dtype=wide, device=x.device)
-    sums[:, 0] = -math.inf
-    return sums
+        def weigh(rows, columns, x, block, items, sums):
+            return problem.make.weights(x, block[columns], scale, item[rows], items[columns],
+                                        mine[rows], sums[columns], share)
 
-
-def _powers(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """References of the rows and exp(logits − reference), the same of the columns. The
-    tile's largest logit serves all where no other is so far below it that its exponential
-    would lose digits: half of the exponentials are saved."""
-    low, high = logits.aminmax()
-    if high - low < SPREAD:
-        powers = (logits - high).exp_()
-        return high.expand(len(logits)), powers, high.expand(logits.shape[1]), powers
-    top, tops = logits.amax(1), logits.amax(0)
-    return top, (logits - top[:, None]).exp_(), tops, (logits - tops).exp_()
-
-
-def _add(sums: Tensor, top: Tensor, powers: Tensor, own: Tensor, right: Tensor) -> None:
-    """More columns for the rows of `sums`: their references, their sums of exponentials,
-    and the logits of right answers with their rows."""
-    reference, total, logits, number = sums.unbind(1)
-    larger = torch.maximum(reference, top)
-    total.mul_((reference - larger).exp_()).add_(powers * (top - larger).exp())
-    reference.copy_(larger)
-    logits.index_add_(0, right, own)
-    number.index_add_(0, right, torch.ones_like(own))
+        with torch.autocast(a.device.type, enabled=False):
+            found = problem.gradients(weigh, theirs, times=gradient * problem.world)
+        return *found, *[None] * 4
 
 
 def _cross_entropies(sums: Tensor) -> Tensor:
@@ -198,52 +250,29 @@ def _cross_entropies(sums: Tensor) -> Tensor:
     return (largest - own / number) + total.log()
 
 
-def _info_nce_gradients(problem: _Problem, mine: Tensor, theirs: Tensor) -> tuple:
-    """Gradients of the loss to a, b and scale. The softmax is exp(l − largest) / sum and
-    not exp(l − log sum), which at scale 100 would round to 1e-5."""
-    grad_a = torch.zeros_like(problem.a, dtype=problem.wide)
-    grad_b = torch.zeros_like(problem.b, dtype=problem.wide)
-    share = 0.5 / problem.n
-    for rows, columns, x, y, logits, right, (sums, grad) in problem.tiles(theirs, grad_b):
-        reference, total, _, number = mine[rows].unbind(1)
-        references, totals, _, numbers = sums[columns].unbind(1)
-        top, by_row, tops, by_column = _powers(logits)
-        weight = by_row * ((top - reference).exp_() * share / total)[:, None]
-        weight.addcmul_(by_column, (tops - references).exp_() * share / totals)
-        weight[right] -= share / number[right[0]] + share / numbers[right[1]]
-        grad_a[rows] += product(weight, y.T)
-        grad[columns] += product(weight.T, x.T)
-    return _to_inputs(problem, grad_a, grad_b)
+class _Sigmoid(torch.autograd.Function):
+    """Keeps the gradients that `forward` has made but for 1 / N, which `backward` adds:
+    in 16 bits they would else be too small for a large batch."""
 
-
-def _to_inputs(problem: _Problem, grad_a: Tensor, grad_b: Tensor) -> tuple:
-    """From the gradients divided by scale, in the wide type, to those of a, b, scale."""
-    grad_scale = torch.linalg.vecdot(grad_a, problem.a.to(problem.wide)).sum()
-    return (grad_a.mul_(problem.scale).to(problem.a.dtype),
-            grad_b.mul_(problem.scale).to(problem.b.dtype),
-            grad_scale.to(problem.scale.dtype))
-
-
-class _Sigmoid(_Loss):
     @staticmethod
     def forward(ctx, a, b, scale, bias, item, tile, group) -> Tensor:
         problem = _Problem(a, b, scale, item, tile, group)
-        wanted = any(ctx.needs_input_grad)
-        value = torch.zeros((), dtype=problem.wide, device=a.device)
-        grad_bias = torch.zeros_like(value)
-        grad_a = torch.zeros_like(a, dtype=problem.wide) if wanted else value
-        grad_b = torch.zeros_like(b, dtype=problem.wide) if wanted else b[:, :0]
-        for rows, columns, x, y, logits, right, (grad,) in problem.tiles(grad_b):
-            logits += bias
-            logits[right] *= -1  # now every logit should be low
-            value += F.softplus(logits).sum()
-            if wanted:
-                weight = logits.sigmoid_().div_(problem.n)
-                weight[right] *= -1
-                grad_bias += weight.sum()
-                grad_a[rows] += product(weight, y.T)
-                grad[columns] += product(weight.T, x.T)
-        if wanted:
-            _Loss.keep(ctx, problem, *_to_inputs(problem, grad_a, grad_b),
-                       grad_bias.to(bias.dtype))
+        value, grad_bias = torch.zeros(2, dtype=problem.wide, device=a.device)
+
+        def weigh(rows, columns, x, block, items):
+            found, slope, weight = problem.make.sigmoids(
+                x, block[columns], scale, bias, problem.item[rows], items[columns],
+                problem.lift)
+            value.add_(found)
+            grad_bias.add_(slope / problem.lift)
+            return weight
+
+        gradients = problem.gradients(weigh, times=1.0)
+        ctx.save_for_backward(*gradients, grad_bias.to(bias.dtype))
+        ctx.times = problem.world / problem.n
         return problem.total(value) / problem.n
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        times = gradient * ctx.times
+        return *(times * saved for saved in ctx.saved_tensors), None, None, None
