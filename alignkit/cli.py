@@ -267,7 +267,7 @@ def _grade(args) -> int:
 def _bench(args) -> None:
     from alignkit import bench
 
-    found = bench.bench_to(args.out, args.contests or bench.CONTESTS, rounds=args.rounds,
+    found = bench.bench_to(args.out, args.contests or bench.usual(), rounds=args.rounds,
                            size=args.size, threads=args.threads)
     print(bench.table(found))
     if args.readme:

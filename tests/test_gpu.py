@@ -3,17 +3,21 @@ compilation, a real class at full size. `.ci/gpu` runs it; with ALIGNKIT_DRY=1 t
 runs on CPU."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 from training_runs import BUDGET, Noisy
 from training_runs import pairs as few_rows
 
+from alignkit.claims import paper
+from alignkit.claims.train import train
 from alignkit.data import Pairs
 from alignkit.evaluation import retrieve, search
 from alignkit.parts import DualEncoder, Settings, info_nce, sigmoid_loss, unit
-from alignkit.parts.large_batch import tiled_info_nce, tiled_sigmoid
+from alignkit.parts.large_batch import plain, tiled_info_nce, tiled_sigmoid, tiles
 from alignkit.training import Budget, fit
 
 CUDA = torch.cuda.is_available()
@@ -36,12 +40,26 @@ def value_and_gradients(loss, a, b, scale):
     return value, *torch.autograd.grad(value, (a, b, scale))
 
 
+@pytest.fixture(params=["kernels", "torch's operations"])
+def maker(request, monkeypatch):
+    """Tiles are made by the kernels where the GPU has them, and by torch's operations."""
+    if request.param != "kernels":
+        monkeypatch.setattr(tiles, "_maker", lambda a: plain)
+
+
+@pytest.mark.skipif(not CUDA or torch.cuda.get_device_capability() < (8, 0),
+                    reason="no GPU that has the kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_kernels_run_here(dtype):
+    assert tiles._runs(torch.device(DEVICE), dtype, 512)
+
+
 @pytest.mark.parametrize("scale", [10.0, 100.0])
 @pytest.mark.parametrize("tiled, dense", [
     (tiled_info_nce, info_nce),
     (lambda a, b, s: tiled_sigmoid(a, b, s, -10.0), lambda a, b, s: sigmoid_loss(a, b, s, -10.0)),
 ], ids=["info_nce", "sigmoid"])
-def test_tiles_give_the_whole_losss_value_and_gradient(tiled, dense, scale):
+def test_tiles_give_the_whole_losss_value_and_gradient(maker, tiled, dense, scale):
     """In float32 (TF32 is off unless it is asked for), against float64 on the CPU."""
     a, b = rows(3333, 96)
     found = value_and_gradients(tiled, a, b, scale)
@@ -52,7 +70,7 @@ def test_tiles_give_the_whole_losss_value_and_gradient(tiled, dense, scale):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_tiles_take_16_bits_and_sum_in_32(dtype):
+def test_tiles_take_16_bits_and_sum_in_32(maker, dtype):
     a, b = rows(2000, 64, dtype)
     found = value_and_gradients(tiled_info_nce, a, b, 20.0)
     wide = [x.detach().cpu().double().requires_grad_() for x in (a, b)]
@@ -72,6 +90,16 @@ def test_ranks_are_those_of_the_cpu():
     assert here == retrieve(query, gallery, item, item)
     near = search(query.to(DEVICE), gallery.to(DEVICE), 10)
     assert torch.equal(near[0].cpu(), search(query, gallery, 10)[0])
+
+
+def test_a_large_batch_needs_little_memory_and_the_scaler_of_float16_works():
+    """Gradients of a large batch in float16, times a scaler's 2¹⁶, against float32."""
+    a, b = rows(9000 if CUDA else 300, 64, torch.float16)
+    half = torch.autograd.grad(tiled_info_nce(a, b, 20.0) * 2**16, (a, b))
+    wide = [x.detach().float().requires_grad_() for x in (a, b)]
+    whole = torch.autograd.grad(tiled_info_nce(*wide, 20.0) * 2**16, wide)
+    for mine, right in zip(half, whole):
+        assert (mine.float() - right).norm() < 0.02 * right.norm()
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
@@ -168,3 +196,38 @@ def test_a_real_class_at_full_size_gives_features_and_trains_a_head():
     method = DualEncoder(Settings(width=16), rows)
     fit(method, rows, Budget(steps=3, batch_size=24, precision="bf16"))
     assert all(p.isfinite().all() for p in method.parameters())
+
+
+class Bert(torch.nn.Module):
+    """BERT with random weights; a word's number is drawn by its letters."""
+
+    def __init__(self):
+        super().__init__()
+        from transformers import BertConfig, BertModel
+
+        self.bert = BertModel(BertConfig(num_hidden_layers=12 if CUDA else 1)).to(DEVICE)
+
+    def forward(self, texts: list[str]) -> torch.Tensor:
+        words = [[sum(map(ord, word)) % 30000 for word in text.split()] for text in texts]
+        longest = max(map(len, words))
+        ids = torch.tensor([x + [0] * (longest - len(x)) for x in words], device=DEVICE)
+        return self.bert(ids, attention_mask=(ids > 0).long()).pooler_output
+
+
+def test_a_papers_own_path_at_scale_gpu(tmp_path, monkeypatch):
+    """A table of pictures and captions through ViT-B/32 and BERT, with random weights, to a
+    trained and measured arm; few steps."""
+    pytest.importorskip("timm")
+    module, draw = paper("geodesic-mixup"), torch.Generator().manual_seed(0)
+    monkeypatch.setitem(module.SCALES, "gpu", replace(
+        module.SCALES["gpu"], image="random:timm:vit_base_patch32_224", text=Bert()))
+    lines = ["image,caption"]
+    for k in range(70):
+        noise = torch.randint(256, (9, 9, 3), generator=draw, dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).resize((64, 64)).save(tmp_path / f"{k}.png")
+        lines.append(f"{k}.png,patch {k} of noise {k * 7 % 11}")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines), "utf-8")
+    found = train("geodesic-mixup", tmp_path / "run", "gpu", pairs=tmp_path / "pairs.csv",
+                  changes={"steps": 4, "precision": "bf16"}, workers=2)
+    assert found["history"]["steps"] == 4 and found["budget"]["precision"] == "bf16"
+    assert found["figures"] and all(0 <= x <= 1 for x in found["figures"].values())

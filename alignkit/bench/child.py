@@ -4,8 +4,10 @@ prints its seconds and the bytes of its peak beyond what stood there before."""
 import ctypes
 import gc
 import json
+import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,12 +25,21 @@ def measure(contest: str, contestant: str, size: int) -> dict:
     work = make(size)
     gc.collect()
     before = _start()
+    seconds, found = _timed(work)
+    peak = max(0, _peak() - before)
+    if torch.cuda.is_available():
+        peak -= max(0, torch.cuda.memory_allocated() - before)  # new gradients
+        if seconds < 5:
+            seconds = statistics.median(_timed(work)[0] for _ in range(5))
+    return {"seconds": seconds, "peak": peak, **(found if isinstance(found, dict) else {})}
+
+
+def _timed(work: Callable) -> tuple[float, object]:
     started = time.perf_counter()
     found = work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return {"seconds": time.perf_counter() - started, "peak": max(0, _peak() - before),
-            **(found if isinstance(found, dict) else {})}
+    return time.perf_counter() - started, found
 
 
 def _start() -> int:

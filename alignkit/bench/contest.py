@@ -13,7 +13,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 class Contest:
     """what: one line, with {n} for the size. size, warm: published, and to warm up.
     contestants: name -> size -> work. needs: contestant -> package, where it is a peer's.
-    threads: where the contest is about one number of them."""
+    threads: where the contest is about one number of them. gpu: contestants that run on a
+    GPU only; large: the published size is for a GPU."""
 
     what: str
     size: int
@@ -21,6 +22,8 @@ class Contest:
     contestants: dict[str, Callable[[int], Callable]]
     needs: dict[str, str] = field(default_factory=dict)
     threads: int | None = None
+    gpu: frozenset[str] = frozenset()
+    large: bool = False
 
 
 def seeded(*shape: int) -> Tensor:

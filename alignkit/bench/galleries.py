@@ -7,6 +7,7 @@ from torch import Tensor
 
 from alignkit.bench.contest import DEVICE, Contest, seeded
 from alignkit.parts import unit
+from alignkit.parts.product import product
 
 
 def galleries(n: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -20,6 +21,18 @@ def ours(n: int) -> Callable:
 
     a, b, item = galleries(n)
     return lambda: retrieve(a, b, item, item)
+
+
+def products(n: int) -> Callable:
+    """The products alone, in blocks, without ranks: the least that it can take."""
+    a, b, _ = galleries(n)
+
+    def work() -> None:
+        with torch.no_grad():
+            for x in a.split(8192 if a.is_cuda else 2048):
+                for y in b.split(8192 if a.is_cuda else 2048):
+                    product(x, y)
+    return work
 
 
 def faiss_twice(n: int) -> Callable:
@@ -53,7 +66,8 @@ def torchmetrics_hits(n: int) -> Callable:
 
 RETRIEVAL = Contest(
     "hit@1, 5, 10 of {n} against {n} rows of width 512, both directions", 32768, 1024,
-    {"alignkit retrieve": ours, "two faiss flat searches": faiss_twice},
+    {"alignkit retrieve": ours, "the products alone": products,
+     "two faiss flat searches": faiss_twice},
     {"two faiss flat searches": "faiss-cpu"})
 SMALL_RETRIEVAL = Contest(
     "hit@1, 5, 10 of {n} against {n} rows of width 512, both directions", 5000, 100,
