@@ -23,6 +23,7 @@ PRESENT = [(name, who) for name, contest in CONTESTS.items() for who in contest.
 def test_every_contestant_works(name, who):
     figures = child.measure(name, who, CONTESTS[name].warm)
     assert 0 < figures["seconds"] < 30 and figures["peak"] >= 0
+    json.dumps(figures)  # as the process tells them
 
 
 @pytest.mark.parametrize("name", ["loss", "loss-sigmoid", "loss-large"])

@@ -31,7 +31,9 @@ def measure(contest: str, contestant: str, size: int) -> dict:
         peak -= max(0, torch.cuda.memory_allocated() - before)  # new gradients
         if seconds < 5:
             seconds = statistics.median(_timed(work)[0] for _ in range(5))
-    return {"seconds": seconds, "peak": peak, **(found if isinstance(found, dict) else {})}
+    own = found.items() if isinstance(found, dict) else ()
+    return {"seconds": seconds, "peak": peak,
+            **{name: value for name, value in own if isinstance(value, float)}}
 
 
 def _timed(work: Callable) -> tuple[float, object]:
