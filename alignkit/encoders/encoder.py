@@ -120,6 +120,22 @@ class Encoder:
         return {k: out.tokens if tokens else out.pooled for k, out in found.items()}
 
 
+def around(inner: Encoder, word: str, modality: str, then: str, run: Run) -> Encoder:
+    """An encoder `<word>:<inner>` whose `run` asks `inner` for rows of its own kind, and has
+    its layers and weights. then: what it does with them, which tells it apart in the cache
+    (with a version, as `preprocessing` is)."""
+    def build() -> Run:
+        inner.start()
+        return run
+
+    plain = inner.name.removeprefix("random:")
+    return Encoder(
+        name="random:" * (plain != inner.name) + f"{word}:{plain}", modality=modality,
+        widths=dict(inner.widths), weights_hash=inner.weights_hash,
+        preprocessing=f"{inner.preprocessing}; {then}", build=build,
+        fills=False)  # inner does, and what it gets differs from row to row
+
+
 def _plain(x: Tensor) -> Tensor:
     # Copied outside inference mode: autograd refuses inference tensors.
     return (x if x.dtype == torch.bool else x.float()).cpu().clone()

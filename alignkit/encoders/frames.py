@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignkit.encoders.encoder import Encoder, Output
+from alignkit.encoders.encoder import Encoder, Output, around
 from alignkit.encoders.sound import join
 
 
@@ -39,20 +39,7 @@ def frame_by_frame(inner: Encoder) -> Encoder:
         found = inner.outputs(pictures, layers)
         return {k: join(found[k].pooled[at], counts) for k in layers}
 
-    def build():
-        inner.start()
-        return run
-
-    plain = inner.name.removeprefix("random:")
-    return Encoder(
-        name="random:" * (plain != inner.name) + f"frames:{plain}",
-        modality="video",
-        widths=dict(inner.widths),
-        weights_hash=inner.weights_hash,
-        preprocessing=f"{inner.preprocessing}; mean over frames; 1",
-        build=build,
-        fills=False,
-    )
+    return around(inner, "frames", "video", "mean over frames; 1", run)
 
 
 def to_pictures(video) -> list:

@@ -13,7 +13,7 @@ from torch import Tensor
 from alignkit.data.columns import Tokens
 from alignkit.data.pairs import Pairs
 from alignkit.data.scenes import boxes_of
-from alignkit.encoders.encoder import Encoder, Output, joined
+from alignkit.encoders.encoder import Encoder, Output, around, joined
 from alignkit.encoders.features import load, named
 from alignkit.encoders.stored import read_or_make
 
@@ -97,20 +97,7 @@ def regions(inner: Encoder) -> Encoder:
         return {k: _pooled(as_map(out.tokens.values, inner.name), boxes)
                 for k, out in found.items()}
 
-    def build():
-        inner.start()
-        return run
-
-    plain = inner.name.removeprefix("random:")
-    return Encoder(
-        name="random:" * (plain != inner.name) + f"regions:{plain}",
-        modality="image",
-        widths=dict(inner.widths),
-        weights_hash=inner.weights_hash,
-        preprocessing=f"{inner.preprocessing}; roi_align of boxes; 1",
-        build=build,
-        fills=False,  # inner does, and each box goes by itself
-    )
+    return around(inner, "regions", "image", "roi_align of boxes; 1", run)
 
 
 def as_map(tokens: Tensor, name: str) -> Tensor:
