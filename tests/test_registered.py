@@ -4,10 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
-from fake_claims import claim, result_of
+from fake_claims import arm, claim, result_of
 from fake_claims import data as splits_of
 
-from alignkit.claims import command, current, register, results, run
+from alignkit.claims import Condition, command, current, register, results, run
 from alignkit.claims.registered import design, design_hash, registrations, unseen
 from alignkit.claims.results import values_hash
 from alignkit.claims.runner import before
@@ -105,7 +105,41 @@ def test_what_is_refused(tmp_path, one):
             falls={"less": [True], "more": [False, False]})
     refused([one], "'less'.*chose an edge of the grid", edges=["less"])
     refused([one], "the condition of \\['fake'\\] is absent",
-            pilot={"fake": {"present": False}})
+            pilot={"fake": {"present": False, "smallest_detectable": None}})
+    refused([one], r"below what eight seeds can show: fake \(0.02 < 0.03\)",
+            pilot={"fake": {"present": True, "smallest_detectable": 0.03}})
+
+
+def test_what_needs_no_training_is_refused_before_any(monkeypatch, one):
+    """Nobody waits minutes to hear that there is no headline."""
+    monkeypatch.setattr(command, "before", lambda *_: 1 / 0)
+    for claims, message in (
+            ([replace(one, headline=False)], "fake is not registered: one claim must be the head"),
+            ([one, *(replace(one, name=str(i), headline=False) for i in range(6))], "7 claims")):
+        rest = {"work": None, "jobs": 1, "remake": None}
+        monkeypatch.setattr(command, "_opened", lambda *_, found=claims: (None, found, rest))
+        with pytest.raises(ValueError, match=message):
+            command.write_down("fake")
+    monkeypatch.setattr(command, "_opened", lambda *_: (None, [one], rest))
+    with pytest.raises(ValueError, match="minima is not registered: the design has changed"):
+        command.write_down("minima")
+    with pytest.raises(ZeroDivisionError):  # and what does need it is left to it
+        command.write_down("fake")
+
+
+def test_the_pilot_hides_a_baseline_that_is_another_claims_method(tmp_path):
+    one = claim(headline=True, margin=0.02, noise=0.0, effect=0.2468)
+    arms = {**one.arms, "most": arm(0.5)}
+    other = replace(one, name="other", headline=False, arms=arms, baseline="more",
+                    method="most", condition=[Condition("room", lambda a: 0.7777, 0.5, 1.0),
+                                              Condition("less of it", lambda a: 0.1, 0.5, 1.0)])
+    said = []
+    opened = before(Work([one, other], tmp_path), [one, other], said.append)
+    first, second = (text for text in said if text.startswith("pilot "))
+    assert "rows = 14, wanted" in first
+    assert "room not shown (more is another claim's method), wanted in [0.5, 1.0]" in second
+    assert "less of it not shown" in second and "ABSENT" in second and "0.7" not in second
+    assert opened["pilot"]["other"]["conditions"][0]["value"] == pytest.approx(0.7777)
 
 
 def test_whether_the_loss_falls_is_asked_of_every_arm_and_point(tmp_path):

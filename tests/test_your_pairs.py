@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
 from test_commands import table
 
 from alignkit.claims import paper
@@ -15,9 +16,11 @@ PAGE = (Path(__file__).parents[1] / "notebooks" / "YOUR-PAIRS.md").read_text("ut
 SHORTER = {"steps=200": "steps=10", "validate_every=20": "validate_every=5",
            "range(100, 108)": "range(100, 105)",
            "grid=rates(3e-4, 1e-3, 3e-3, 1e-2, 3e-2)": "grid=({},)",
+           "opened, folder": 'opened, "few rows", folder',
            "0.1, 0.9": "0.0, 1.0", "headline=True": "headline=True, units=5"}
 
 
+@pytest.mark.usefixtures("first_step")
 def test_its_python_runs_from_top_to_end(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     code = "\n".join(blocks)

@@ -10,7 +10,9 @@ import torch
 
 from alignkit.claims import followed, paper, slugs
 from alignkit.claims.claim import Claim
-from alignkit.claims.registered import BEFORE_THE_RULE, current, register, registrations
+from alignkit.claims.registered import (
+    BEFORE_THE_RULE, current, refuse_early, register, registrations,
+)  # fmt: skip
 from alignkit.claims.results import Result, measured, values_hash
 from alignkit.claims.runner import FEWEST, LONG, before, estimated, run
 from alignkit.claims.train import own_pairs, remade
@@ -61,9 +63,10 @@ def write_down(slug: str, reason: str = "", edge: str = "", jobs: int | None = N
                say: Callable[[str], None] = print) -> Path:
     """Tune the arms, pilot the baseline, and register the design of a paper's claims.
 
-    Raises ValueError as `register` does.
+    Raises ValueError as `register` does, for what needs no training before any.
     """
     _, claims, rest = _opened(slug, "small", None, 8, jobs, say)
+    refuse_early(slug, claims, reason)
     work = Work(claims, rest["work"], rest["jobs"], rest["remake"], slug)
     return register(slug, claims, before(work, claims, say), reason, edge)
 

@@ -78,48 +78,71 @@ def unseen(slug: str, claims: Sequence[Claim], scale: str, folder: Path = FOLDER
             f"commit it, then alignkit reproduce {slug}")
 
 
-def register(slug: str, claims: Sequence[Claim], opened: dict, reason: str = "",
-             edge: str = "", folder: Path = FOLDER) -> Path:
-    """Write the design with its tuning and pilot (`runner.before`).
-
-    Raises ValueError: no headline or several, more than six claims, an arm whose training
-    loss does not fall, a choice at an edge of the grid without a word on it (`edge`), a
-    condition that is absent and a changed design without its `reason`; of SLUG.follow-up
-    more than one claim or one without `when`, and a headline that is not published.
-    """
+def refuse_early(slug: str, claims: Sequence[Claim], reason: str = "",
+                 folder: Path = FOLDER) -> None:
+    """Raises ValueError for what `register` refuses and no training is needed to know: no
+    headline or several, more than six claims, a changed design without its `reason`; of
+    SLUG.follow-up more than one claim or one without `when`, and a headline that is not
+    published."""
     there, follows = registrations(slug, folder), slug.endswith(FOLLOW_UP)
     headlines = [c.name for c in claims if c.headline]
     first = headline(slug.removesuffix(FOLLOW_UP)) if follows else None
-    stuck = [name for name, points in opened["falls"].items()
-             if points and all(fell is False for fell in points)]
-    absent = [name for name, p in opened["pilot"].items() if not p["present"]]
-    problems = {
+    _refuse(slug, {
         f"one claim must be the headline, there are {headlines}":
             not follows and len(headlines) != 1,
         "a follow-up is one claim that says `when`":
             follows and [bool(c.when) for c in claims] != [True],
         "there is no published headline to follow": follows and first is None,
         f"{len(claims)} claims, at most {MOST_CLAIMS}": len(claims) > MOST_CLAIMS,
+        "the design has changed: say why with --reason":
+            there and there[-1]["hash"] != design_hash(claims) and not reason,
+    })
+
+
+def register(slug: str, claims: Sequence[Claim], opened: dict, reason: str = "",
+             edge: str = "", folder: Path = FOLDER) -> Path:
+    """Write the design with its tuning and pilot (`runner.before`).
+
+    Raises ValueError as `refuse_early`, and for an arm whose training loss does not fall or a
+    choice at an edge of the grid without a word on it (`edge`); without a `reason` for a
+    condition that is absent, or a margin below the smallest difference that the pilot's
+    noise lets eight seeds show.
+    """
+    refuse_early(slug, claims, reason, folder)
+    pilot = opened["pilot"]
+    stuck = [name for name, points in opened["falls"].items()
+             if points and all(fell is False for fell in points)]
+    absent = [name for name, p in pilot.items() if not p["present"]]
+    below = [f"{c.name} ({c.margin:g} < {least:.2g})" for c in claims
+             if (least := pilot[c.name]["smallest_detectable"]) and c.margin < least]
+    _refuse(slug, {
         f"the training loss does not fall at any point of the grid: {stuck}": stuck,
         f"{opened['edges']} chose an edge of the grid: widen the grid for all arms, or say "
         "with --edge why it ends there": opened["edges"] and not edge,
         f"the condition of {absent} is absent: change the corpus, the start or the design, "
         "or say with --reason why it is published so": absent and not reason,
-        "the design has changed: say why with --reason":
-            there and there[-1]["hash"] != design_hash(claims) and not reason,
-    }
-    if found := [text for text, wrong in problems.items() if wrong]:
-        raise ValueError(f"{slug} is not registered: " + "; ".join(found))
+        f"the margin is below what eight seeds can show: {', '.join(below)}: take a larger "
+        "test split, a steadier figure or a larger margin, or say with --reason why it is "
+        "measured so": below and not reason,
+    })
     new = {"date": date.today().isoformat(), "reason": reason, "edge": edge,
            "hash": design_hash(claims), "code": code_hash(slug), "versions": versions(),
            **opened, "design": design(claims)}
-    if first:
+    if slug.endswith(FOLLOW_UP):
+        first = headline(slug.removesuffix(FOLLOW_UP))
         new["follows"] = {"claim": first.claim, "says": first.says(), "seeds": first.seeds,
                           "registration": first.registration}
     folder.mkdir(exist_ok=True)
     path = folder / f"{slug}.json"
     part = path.with_suffix(".part")
-    part.write_text(json.dumps({"slug": slug, "registrations": [*there, new]}, indent=1,
+    all_of_them = [*registrations(slug, folder), new]
+    part.write_text(json.dumps({"slug": slug, "registrations": all_of_them}, indent=1,
                                ensure_ascii=False) + "\n", "utf-8")
     os.replace(part, path)
     return path
+
+
+def _refuse(slug: str, problems: dict[str, object]) -> None:
+    """Raises ValueError with all that is wrong at once; problem -> whether it is there."""
+    if found := [text for text, wrong in problems.items() if wrong]:
+        raise ValueError(f"{slug} is not registered: " + "; ".join(found))

@@ -74,11 +74,15 @@ def before(pieces: Work, claims: Sequence[Claim], say: Callable[[str], None] = p
     say(f"the training loss of {', '.join(stuck)} does not fall" if stuck else
         "the training loss of every arm falls")
     rows, found = pieces.pilots(), {}
+    tested = {claim.method for claim in claims}
     for claim in claims:
         mine = [row["claims"][claim.name] for row in rows]
         found[claim.name] = p = _pilot(claim, mine)
-        said = "; ".join(f"{c['condition']} = {c['value']:.3g}, wanted in {c['wanted']}"
-                         for c in p["conditions"])
+        # The baseline of one claim may be the method of another.
+        hidden = (f" not shown ({claim.baseline} is another claim's method)"
+                  if claim.baseline in tested else "")
+        said = "; ".join(f"{c['condition']}{hidden or ' = ' + format(c['value'], '.3g')}, "
+                         f"wanted in {c['wanted']}" for c in p["conditions"])
         least = p["smallest_detectable"]
         least = "not known, runs of the baseline are equal" if least is None else f"{least:.3g}"
         say(f"pilot {claim.name}: {said}: {'present' if p['present'] else 'ABSENT'}; smallest "
