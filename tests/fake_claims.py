@@ -31,15 +31,13 @@ class Fake(Method):
         signal = float(pairs["x"].abs().max() > 0)  # 0 where the null has removed it
         self.register_buffer("effect", torch.tensor(settings.effect * signal))
 
-    def stages(self):
-        weights = {k: v.clone() for k, v in self.state_dict().items()}
-        Fake.starts.append((self.settings.effect, weights))
-        return super().stages()
-
     def encode(self, batch):
         return {"x": self.shared(batch["x"]), "own": self.own(batch["x"])}
 
     def losses(self, outputs, batch, progress):
+        if progress == 0:
+            weights = {k: v.clone() for k, v in self.state_dict().items()}
+            Fake.starts.append((self.settings.effect, weights))
         return {"a_loss": sum(z.square().mean() for z in outputs.values())}
 
 

@@ -160,7 +160,8 @@ class Runs:
                         "workers": _workers(method, splits.train, budget)}
             history = fit(method, splits.train, budget,
                           seed if not chance else seed_of(seed, chance),
-                          validate=lambda m: claim.validate(m, splits), **rest)
+                          validate=(lambda m: claim.validate(m, splits))
+                          if _validated(method, budget) else None, **rest)
             self._memo[key] = Trained(method, splits, history)
         return self._memo[key]
 
@@ -183,6 +184,12 @@ def at_edge(grid: Sequence[Mapping], chosen: Mapping) -> bool:
         if min(values) < max(values) and value in (min(values), max(values)):
             return True
     return False
+
+
+def _validated(method: Method, budget: Budget) -> bool:
+    """Whether anybody asks for figures while it trains: they take as long as many steps."""
+    return bool(budget.select_by or budget.validate_every
+                or any(stage.select_by for stage in method.stages()))
 
 
 def _run(claim: Claim, name: str) -> tuple:
