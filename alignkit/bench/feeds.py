@@ -139,19 +139,16 @@ def by_hand(from_disk: bool) -> Callable:
     def prepare(steps: int) -> Callable:
         method, pairs = prepared()
         optimizer = torch.optim.AdamW(method.parameters(), lr=1e-4)
+        rows = Rows(pairs)
+        # One long epoch: at the end of each the workers would stand still for a while.
+        order = torch.utils.data.RandomSampler(rows, True, num_samples=steps * SIZE.batch)
         loader = torch.utils.data.DataLoader(
-            Rows(pairs), SIZE.batch, shuffle=True, drop_last=True, pin_memory=GPU,
-            num_workers=SIZE.workers if from_disk else 0, persistent_workers=from_disk)
-
-        def batches():
-            while from_disk:
-                yield from loader
-            batch = to_device(next(iter(loader)), torch.device(DEVICE))
-            while True:
-                yield batch
+            rows, SIZE.batch, sampler=order, pin_memory=GPU,
+            num_workers=SIZE.workers if from_disk else 0)
+        there = None if from_disk else to_device(next(iter(loader)), torch.device(DEVICE))
 
         def work() -> None:
-            for _, batch in zip(range(steps), batches()):
+            for batch in loader if from_disk else [there] * steps:
                 batch = to_device(batch, torch.device(DEVICE))
                 with torch.autocast(DEVICE, torch.bfloat16,
                                     enabled=SIZE.precision == "bf16"):
