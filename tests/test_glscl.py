@@ -12,8 +12,19 @@ from alignkit.methods.glscl import (
 )  # fmt: skip
 from alignkit.parts import unit
 from alignkit.training import Budget, fit
+from toys import random_tokens
 
 D, K = 8, 3
+
+
+# The shared tests' small data ---------------------------------------------------------
+def toy_features(pairs: Pairs) -> Pairs:
+    """Frames and words of a width that several heads can share, of one hidden state."""
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(len(pairs), 4, generator=generator)
+    return pairs.with_features(**{f"{name}_tokens": random_tokens(hidden, D, generator)
+                                  for name in ("video", "text")})
+
 
 
 def drawn(*shape, seed=0):
@@ -207,7 +218,7 @@ def test_an_aligned_start_stays_aligned(pairs):
 
 def test_equal_tokens_give_equal_queries(pairs):
     method = made(pairs)
-    same = method.read(pairs["video_tokens"])
+    same = method.read(pairs["video_tokens"], "video")
     torch.testing.assert_close(agreement(same, same).diagonal(),
                                torch.ones(6, dtype=torch.float64))
     assert float(consistency(same, same, 0.0).detach()) == 0
@@ -241,8 +252,8 @@ def test_the_dear_head_is_its_equation(pairs):
     m, n = method.maps, method.norms
     for a, t in enumerate(text["sentence"]):
         for b in range(6):
-            f = n["frames"](video["values"][b][video["mask"][b]])
-            q = m["q"](n["text"](t))
+            f = n["asks"](video["values"][b][video["mask"][b]])
+            q = m["q"](n["asks"](t))
             weights = torch.softmax(torch.stack(
                 [(q * m["k"](x)).sum() / math.sqrt(D) for x in f]), 0)
             seen = n["seen"](m["o"](sum(w * m["v"](x) for w, x in zip(weights, f))))

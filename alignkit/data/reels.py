@@ -70,8 +70,8 @@ def frames(each: int = 8, *, nouns: Sequence[str] = tuple(NOUNS), corpus_seed: i
                               hash_.hexdigest()))
 
 
-def reels(pool: Pairs, seed: int, *, told: int = 2, length: int = 8, each: int = 1,
-          captioned: float = 0.5,
+def reels(pool: Pairs, seed: int, *, told: int = 2, length: int = 8,
+          each: int | Sequence[int] = 1, captioned: float = 0.5,
           fractions: Sequence[float] = (0.4, 0.2, 0.4)) -> Splits:
     """Training, validation and test reels of `length` frames, composed from the `pool`
     (of `frames`, or pairs of yours whose items have several pictures).
@@ -91,7 +91,8 @@ def reels(pool: Pairs, seed: int, *, told: int = 2, length: int = 8, each: int =
     Args:
         seed: draws the split and the reels.
         told: frames that the caption tells, 1 to length.
-        each: reels of a training caption; in validation and test each has one.
+        each: reels of a training caption (in validation and test each has one), or a
+            number for each part. Those of one caption come one after the other.
         captioned: share of a part's things that get captions.
         fractions: of the things, for training, validation and test.
 
@@ -99,12 +100,13 @@ def reels(pool: Pairs, seed: int, *, told: int = 2, length: int = 8, each: int =
     things of one caption, and where a part has too few things to fill a reel or a thing
     too few frames to be told.
     """
-    if not 1 <= told <= length or each < 1 or not 0 < captioned < 1:
+    counts = (each, 1, 1) if isinstance(each, int) else tuple(each)
+    if not 1 <= told <= length or len(counts) != 3 or min(counts) < 1 or not 0 < captioned < 1:
         raise ValueError("told must lie in 1 to length, each be at least 1 and captioned lie "
                          f"between 0 and 1, got {told} of {length}, {each} and {captioned}")
     _check(pool)
     numbered = pool.only("text").with_features(row=torch.arange(len(pool)))
-    parts = zip(numbered.split(seed, fractions), Splits._fields, (each, 1, 1), strict=True)
+    parts = zip(numbered.split(seed, fractions), Splits._fields, counts, strict=True)
     recipe = f"{told} {length} {each} {captioned} {tuple(fractions)}"
 
     def made(rows: Tensor, name: str, each: int) -> Pairs:

@@ -9,7 +9,7 @@ parameter, and a few learned queries, shared by both modalities, that read each 
 one decoder, so that query k of a video is compared with query k of a text and nothing else.
 
 Use it when: a text tells only some of a video's frames, both towers are aligned already, and
-the gallery is so large that what is compared must be computed once an item.
+the gallery is so large that little may be computed for each text and video.
 
 Equations, f_n the real frames of a video, t the text's last real token, T all of them:
     w_n = softmax over real n of (t · f_n / τ),  v = Σ_n w_n f_n,  S₁ = cos(t, v)
@@ -24,15 +24,22 @@ As G_ii = 1, diversity is 0, with its gradient, until two queries agree to more 
 Frozen: both towers (in the paper they are tuned too); a matrix a side, Q, D and g learn.
 The matrices begin as 1, so that an aligned start stays aligned.
 Exact property: τ → ∞ is the mean over frames, τ → 0 the frame nearest to the text, one frame
-an ordinary cosine; the order of frames and the padding change nothing, nor does one order of
-the queries for both sides; equal tokens on both sides give S₂ = 1 and an MSE of 0.
-Deviations: frozen towers and the matrices; no transformer over the frames; padding is masked
-in D and in the softmax (officially it is read in D, and zeroed after the softmax, which is the
-same); several videos of one text are all right answers; D starts from one layer's draw, as
-officially; τ is for the length of the features in use: 3 is for a length near 10.
-Reconstructed: from notes on the official code (zchoi/GLSCL), which divides d_k by K and not by
-the number of pairs B, so that ¾ asks for a mean of ¾ · K / B: `official_target` does so. There
-the texts' queries are not kept apart either; the names of both regularisers are swapped.
+an ordinary cosine; the order of frames and the padding change nothing (without layers over
+the frames), nor does one order of the queries for both sides; equal tokens on both sides give
+S₂ = 1 and an MSE of 0.
+Deviations: frozen towers and the matrices. A transformer over the frames is built
+(`frame_layers`) and not used at the small scale, where the order of frames is drawn; there
+officially it begins as CLIP's text layers (tvr/models/modeling.py 203–212), here it is drawn.
+Padding is masked in D (officially read, 390–392) and in the softmax (officially zeroed after
+it, 315–316, which gives the same cosine); several videos of one text are all right answers
+(264 makes such targets, 276–277 do not use them); τ is for the length of the features in use:
+3 is for a length near 10. D's layers start from one draw, as officially (219–220).
+Reconstructed: nothing of the method; the paper's text was not found, the official code was
+(zchoi/GLSCL at 06979f8, tvr/models/modeling.py), and both scores and losses were run beside
+it. It divides d_k by K and not by the number of pairs B (366), so that ¾ asks for a mean of
+¾ · K / B: `official_target` does so. The texts' queries are not kept apart (357: the videos'
+alone), and the names of both regularisers are swapped. The dear head was run beside its own
+authors' (layer6ai-labs/xpool at bc88718, modules/transformer.py).
 """
 
 from collections.abc import Mapping
@@ -55,8 +62,9 @@ TARGET = 0.75  # of the mean cosine of matching queries
 class GlsclSettings(Settings):
     """Settings of a dual encoder on columns of `Tokens`, video first, and: tau (infinite:
     mean pooling), lam the weight of S₂ (0: no queries at all), queries and the decoder's
-    layers, heads and dropout, weights of both regularisers, their margin, and whether d_k is
-    divided as officially."""
+    layers, heads and dropout, whether both sides share them, weights of both regularisers
+    (`mse` of the first term, beta, alpha), the margin, whether d_k is divided as officially,
+    and how many layers go over the frames first."""
 
     towers: Mapping[str, str] = field(
         default_factory=lambda: {"video": "video_tokens", "text": "text_tokens"})
@@ -67,10 +75,13 @@ class GlsclSettings(Settings):
     layers: int = 1
     heads: int = 4
     dropout: float = 0.1
-    alpha: float = 1e-4
+    shared: bool = True
+    mse: float = 1.0
     beta: float = 5e-3
+    alpha: float = 1e-4
     margin: float = 0.1
     official_target: bool = False
+    frame_layers: int = 0
 
     def __post_init__(self):
         if self.tau <= 0 or self.lam < 0 or self.queries < 1:
@@ -94,11 +105,13 @@ def agreement(text: Tensor, video: Tensor) -> Tensor:
     return text.flatten(1) @ video.flatten(1).T / text.shape[1]
 
 
-def consistency(video: Tensor, text: Tensor, beta: float, official: bool = False) -> Tensor:
+def consistency(video: Tensor, text: Tensor, beta: float, official: bool = False,
+                mse: float = 1.0) -> Tensor:
     """The card's loss between the unit queries [b, K, d] of paired rows."""
     pairs, k = video.shape[:2]
     alike = (video * text).sum((0, 2)) / (k if official else pairs)
-    return F.mse_loss(video.mean(0), text.mean(0)) + beta * (alike - TARGET).square().sum()
+    apart = F.mse_loss(video.mean(0), text.mean(0))
+    return mse * apart + beta * (alike - TARGET).square().sum()
 
 
 def likeness(queries: Tensor) -> Tensor:
@@ -114,8 +127,44 @@ def diversity(queries: Tensor, margin: float = 0.1) -> Tensor:
     return hinge.fill_diagonal_(0).sum() / max(k * (k - 1), 1)
 
 
+class Queries(nn.Module):
+    """Learned queries [K, d] and the decoder through which they read tokens."""
+
+    def __init__(self, d: int, settings: GlsclSettings):
+        super().__init__()
+        self.rows = nn.Parameter(torch.rand(settings.queries, d))
+        layer = nn.TransformerDecoderLayer(d, settings.heads, 4 * d, settings.dropout,
+                                           batch_first=True)
+        self.decoder = nn.TransformerDecoder(layer, settings.layers)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """What they find in the real tokens [n, t, d]: unit rows [n, K, d]."""
+        values, mask = clean(tokens, "tokens")
+        asked = self.rows.expand(len(values), -1, -1)
+        return unit(self.decoder(asked, values, memory_key_padding_mask=~mask))
+
+
+class FrameLayers(nn.Module):
+    """F + transformer(F + places): frames that have seen each other, in their order."""
+
+    def __init__(self, d: int, layers: int, heads: int, longest: int = 128):
+        super().__init__()
+        self.places = nn.Parameter(0.01 * torch.randn(longest, d))  # as CLIP's begin
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(d, heads, 4 * d, 0.0, "gelu", batch_first=True,
+                                       norm_first=True) for _ in range(layers))
+
+    def forward(self, frames: Tokens) -> Tokens:
+        """[n, t, d] -> [n, t, d]; t is at most the number of places."""
+        values, mask = clean(frames, "frames")
+        seen = values + self.places[:values.shape[1]]
+        for layer in self.layers:
+            seen = layer(seen, src_key_padding_mask=~mask)
+        return clean(Tokens(values + seen, mask), "frames")
+
+
 class Glscl(Method):
-    """A matrix a side, text-guided pooling, and shared queries where lam is above 0."""
+    """A matrix a side, text-guided pooling, and queries where lam is above 0."""
 
     settings: GlsclSettings
 
@@ -123,23 +172,20 @@ class Glscl(Method):
         widths = {pairs[column].values.shape[-1] for column in settings.towers.values()}
         if len(widths) > 1:
             raise ValueError(f"towers: both columns need one width, got {sorted(widths)}")
-        (d,) = widths
-        self.matrices = nn.ModuleDict({name: nn.Linear(d, d, bias=False)
-                                       for name in settings.towers})
+        (d,), names = widths, [*settings.towers]
+        self.matrices = nn.ModuleDict({name: nn.Linear(d, d, bias=False) for name in names})
         for matrix in self.matrices.values():
             nn.init.eye_(matrix.weight)
         self.temperature = Temperature(settings.temperature, settings.learn_temperature)
         if settings.lam:
-            self.queries = nn.Parameter(torch.rand(settings.queries, d))
-            layer = nn.TransformerDecoderLayer(d, settings.heads, 4 * d, settings.dropout,
-                                               batch_first=True)
-            self.decoder = nn.TransformerDecoder(layer, settings.layers)
+            self.readers = nn.ModuleDict({name: Queries(d, settings) for name in
+                                          (["both"] if settings.shared else names)})
+        if settings.frame_layers:
+            self.frames = FrameLayers(d, settings.frame_layers, settings.heads)
 
-    def read(self, tokens: Tokens) -> Tensor:
-        """What the queries find in the real tokens [n, t, d]: unit rows [n, K, d]."""
-        values, mask = clean(tokens, "tokens")
-        asked = self.queries.expand(len(values), -1, -1)
-        return unit(self.decoder(asked, values, memory_key_padding_mask=~mask))
+    def read(self, tokens: Tokens, name: str) -> Tensor:
+        """What the queries of a modality find in its tokens: unit rows [n, K, d]."""
+        return self.readers["both" if self.settings.shared else name](tokens)
 
     def encode(self, batch: dict) -> dict[str, dict[str, Tensor]]:
         """By modality: of videos `values` [b, n, d] and `mask`, of texts `sentence` [b, d];
@@ -151,12 +197,14 @@ class Glscl(Method):
             values, mask = batch[column]
             tokens = Tokens(self.matrices[name](values), mask)
             if name == [*self.settings.towers][0]:
+                tokens = self.frames(tokens) if self.settings.frame_layers else tokens
                 found[name] = {"values": tokens.values, "mask": mask}
             else:
-                last = mask.cumsum(1).argmax(1)
-                found[name] = {"sentence": tokens.values[torch.arange(len(mask)), last]}
+                last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
+                rows = torch.arange(len(mask), device=mask.device)
+                found[name] = {"sentence": tokens.values[rows, last]}
             if self.settings.lam:
-                found[name]["queries"] = self.read(tokens)
+                found[name]["queries"] = self.read(tokens, name)
         return found
 
     def losses(self, outputs: dict, batch: dict, progress: float) -> dict[str, Tensor]:
@@ -166,7 +214,7 @@ class Glscl(Method):
             logits, shares(positives_of(batch["item"]), logits.dtype))}
         if s.lam:
             a, c = video["queries"], text["queries"]
-            losses["consistency_loss"] = consistency(a, c, s.beta, s.official_target)
+            losses["consistency_loss"] = consistency(a, c, s.beta, s.official_target, s.mse)
             losses["diversity_loss"] = s.alpha * diversity(a, s.margin)
         return losses
 
@@ -185,9 +233,10 @@ class CrossAttended(Glscl):
     """The dear head that GLSCL is measured against, after X-Pool (Gorti et al. 2022): frames
     pooled by learned attention that the text asks, once for every text and video.
 
-    q = W_q LN t,  k, v = W_k LN f, W_v LN f;  p = LN(W_o softmax(q · k / √d) v);
-    pooled = LN(p + W p + b),  S = cos(t, pooled). One head. W_q, W_k, W_v, W_o and W begin
-    as 1, biases as 0, as in the original; settings of the queries are not used.
+    q = W_q LN t,  k, v = W_k LN f, W_v LN f;  p = LN₂(W_o softmax(q · k / √d) v);
+    pooled = LN₃(p + dropout(W p + b)),  S = cos(t, pooled). One head, one LN for texts and
+    frames. W_q, W_k, W_v, W_o and W begin as 1, biases as 0, and dropout is 0.3, as in the
+    original; settings of the queries are not used.
     """
 
     def build(self, settings: GlsclSettings, pairs: Pairs) -> None:
@@ -195,9 +244,9 @@ class CrossAttended(Glscl):
             raise ValueError(f"lam must be 0: this head has no queries, got {settings.lam}")
         super().build(settings, pairs)
         d = self.matrices[[*settings.towers][0]].in_features
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(d)
-                                    for name in ("text", "frames", "seen", "pooled")})
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(d) for name in ("asks", "seen", "pooled")})
         self.maps = nn.ModuleDict({name: nn.Linear(d, d) for name in "qkvow"})
+        self.dropout = nn.Dropout(0.3)
         for layer in self.maps.values():
             nn.init.eye_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -206,12 +255,12 @@ class CrossAttended(Glscl):
         """S of every query with every row of the gallery; either side may be the texts."""
         if "sentence" not in query:
             return self.score(gallery, query).T
-        text, frames = query["sentence"], self.norms["frames"](gallery["values"])
-        asks = self.maps["q"](self.norms["text"](text))
+        text, frames = query["sentence"], self.norms["asks"](gallery["values"])
+        asks = self.maps["q"](self.norms["asks"](text))
         products = torch.einsum("ad,bnd->abn", asks, self.maps["k"](frames))
         weights = (products / text.shape[1] ** 0.5).masked_fill(
             ~gallery["mask"], -torch.inf).softmax(2)
         seen = torch.einsum("abn,bnd->abd", weights, self.maps["v"](frames))
         seen = self.norms["seen"](self.maps["o"](seen))
-        pooled = self.norms["pooled"](seen + self.maps["w"](seen))
+        pooled = self.norms["pooled"](seen + self.dropout(self.maps["w"](seen)))
         return F.cosine_similarity(text[:, None], pooled, dim=2)
