@@ -1,14 +1,16 @@
 """GLSCL: both scores and all losses against plain loops in float64, and what must hold."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from alignkit.data import Pairs, Tokens
+from alignkit.claims import glscl as claims
+from alignkit.data import Pairs, Splits, Tokens
 from alignkit.evaluation import evaluate_retrieval
 from alignkit.methods.glscl import (
-    CrossAttended, Glscl, GlsclSettings, agreement, consistency, diversity, guided, likeness,
+    CrossAttended, Glscl, GlsclSettings, agreement, consistency, diversity, guided,
 )  # fmt: skip
 from alignkit.parts import unit
 from alignkit.training import Budget, fit
@@ -56,111 +58,160 @@ def encoded(method, pairs):
     return found["video"], found["text"]
 
 
-# Plain loops --------------------------------------------------------------------------
+# Plain loops: lists of scalars, so that values and slopes can be compared -------------
 def dot(a, b):
-    return sum(x * y for x, y in zip(torch.as_tensor(a).tolist(), torch.as_tensor(b).tolist()))
+    return sum(x * y for x, y in zip(a, b, strict=True))
 
 
 def cosine(a, b):
-    return dot(a, b) / math.sqrt(dot(a, a) * dot(b, b))
+    return dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 
 
-def slow_guided(text, frames, tau):
-    out = torch.zeros(len(text), len(frames.values), dtype=torch.float64)
-    for a, t in enumerate(text):
-        for b, (values, mask) in enumerate(zip(*frames)):
-            real = [f for f, r in zip(values, mask) if r]
-            weights = [math.exp(dot(t, f) / tau) for f in real]
-            v = [sum(w * float(f[i]) for w, f in zip(weights, real)) / sum(weights)
-                 for i in range(D)]
-            out[a, b] = cosine(t, v)
+def linear(weight, bias, x):
+    return [dot(weight[i], x) + bias[i] for i in range(len(weight))]
+
+
+def softmax(x):
+    total = sum(v.exp() for v in x)
+    return [v.exp() / total for v in x]
+
+
+def mix(weights, rows):
+    return [sum(w * row[i] for w, row in zip(weights, rows, strict=True))
+            for i in range(len(rows[0]))]
+
+
+def added(a, b):
+    return [x + y for x, y in zip(a, b, strict=True)]
+
+
+def normed(layer, x):
+    mean = sum(x) / len(x)
+    deviation = (sum((v - mean) ** 2 for v in x) / len(x) + layer.eps).sqrt()
+    return [layer.weight[i] * (v - mean) / deviation + layer.bias[i] for i, v in enumerate(x)]
+
+
+def attended(module, x, memory):
+    """Multi-head attention of the rows x to the rows of memory."""
+    q, k, v = zip(module.in_proj_weight.split(D), module.in_proj_bias.split(D))
+    asks = [linear(*q, row) for row in x]
+    keys, values = ([linear(*of, row) for row in memory] for of in (k, v))
+    wide, out = D // module.num_heads, []
+    for ask in asks:
+        row = []
+        for h in range(0, D, wide):
+            head = slice(h, h + wide)
+            weights = softmax([dot(ask[head], key[head]) / math.sqrt(wide) for key in keys])
+            row += mix(weights, [value[head] for value in values])
+        out.append(linear(module.out_proj.weight, module.out_proj.bias, row))
     return out
 
 
-def slow_agreement(text, video):
-    out = torch.zeros(len(text), len(video), dtype=torch.float64)
-    for a, c in enumerate(text):
-        for b, v in enumerate(video):
-            out[a, b] = sum(dot(c[k], v[k]) for k in range(K)) / K
-    return out
+def slow_read(reader, tokens):
+    """What the queries find in one row's real tokens: K rows of length 1."""
+    x = list(reader.rows)
+    for layer in reader.decoder.layers:
+        x = [normed(layer.norm1, added(*rows)) for rows in zip(x, attended(layer.self_attn, x, x))]
+        seen = attended(layer.multihead_attn, x, tokens)
+        x = [normed(layer.norm2, added(*rows)) for rows in zip(x, seen)]
+        inner = [[v.clamp_min(0) for v in linear(layer.linear1.weight, layer.linear1.bias, row)]
+                 for row in x]
+        x = [normed(layer.norm3, added(row, linear(layer.linear2.weight, layer.linear2.bias, v)))
+             for row, v in zip(x, inner)]
+    return [[v / dot(row, row).sqrt() for v in row] for row in x]
 
 
-def slow_consistency(video, text, beta, over):
-    mse = penalty = 0.0
+def slow_tokens(method, pairs, name):
+    """The mapped real tokens of every row."""
+    weight, (values, mask) = method.matrices[name].weight, pairs[f"{name}_tokens"]
+    return [[[dot(w, token) for w in weight] for token, real in zip(*row) if real]
+            for row in zip(values, mask)]
+
+
+def slow_guided(t, frames, tau):
+    v = mix(softmax([dot(t, f) / tau for f in frames]), frames)
+    return cosine(t, v)
+
+
+def slow_consistency(video, text, s):
+    pairs, mse, penalty = len(video), 0, 0
     for k in range(K):
         for i in range(D):
-            gap = (sum(float(row[k, i]) for row in video)
-                   - sum(float(row[k, i]) for row in text)) / len(video)
-            mse += gap**2 / (K * D)
-        d = sum(dot(v[k], t[k]) for v, t in zip(video, text)) / over
-        penalty += (d - 0.75) ** 2
-    return mse + beta * penalty
+            gap = (sum(row[k][i] for row in video) - sum(row[k][i] for row in text)) / pairs
+            mse = mse + gap**2 / (K * D)
+        d = sum(dot(v[k], t[k]) for v, t in zip(video, text))
+        penalty = penalty + (d / (K if s.official_target else pairs) - 0.75) ** 2
+    return s.mse * mse + s.beta * penalty
 
 
 def slow_diversity(queries, margin):
-    n = len(queries)
-    g = [[sum(dot(row[i], row[j]) for row in queries) / n for j in range(K)]
+    g = [[sum(dot(row[i], row[j]) for row in queries) / len(queries) for j in range(K)]
          for i in range(K)]
-    total = sum(max(0, margin + g[i][j] - g[i][i]) + max(0, margin + g[i][j] - g[j][j])
-                for i in range(K) for j in range(K) if i != j)
-    return total / (K * (K - 1))
+    return sum((margin + g[i][j] - g[i][i]).clamp_min(0) + (margin + g[i][j] - g[j][j]).clamp_min(0)
+               for i in range(K) for j in range(K) if i != j) / (K * (K - 1))
 
 
 def slow_contrastive(scores, scale, item):
-    total, n = 0.0, len(scores)
-    for turn in (scores, scores.T):
+    total, n = 0, len(scores)
+    for turn in (scores, [list(column) for column in zip(*scores)]):
         for i in range(n):
-            norm = math.log(sum(math.exp(scale * float(x)) for x in turn[i]))
+            norm = sum((scale * x).exp() for x in turn[i]).log()
             right = [j for j in range(n) if item[j] == item[i]]
-            total -= sum(scale * float(turn[i, j]) - norm for j in right) / len(right) / n
+            total = total - sum(scale * turn[i][j] - norm for j in right) / len(right) / n
     return total / 2
 
 
-@pytest.mark.parametrize("tau", [0.5, 3.0])
-def test_guided_pooling_is_the_loop(tau):
-    text, frames = drawn(3, D), tokens(4, 5, 1)
-    torch.testing.assert_close(guided(text, frames, tau), slow_guided(text, frames, tau))
+def slow_losses(method, pairs):
+    """(scores [text][video], losses by name)."""
+    s = method.settings
+    frames, words = (slow_tokens(method, pairs, name) for name in ("video", "text"))
+    score = [[slow_guided(t[-1], f, s.tau) for f in frames] for t in words]
+    losses = {}
+    if s.lam:
+        a, c = ([slow_read(method.readers["both" if s.shared else name], row) for row in rows]
+                for name, rows in (("video", frames), ("text", words)))
+        score = [[score[i][j] + s.lam * sum(map(dot, c[i], a[j])) / K for j in range(len(a))]
+                 for i in range(len(c))]
+        losses = {"consistency_loss": slow_consistency(a, c, s),
+                  "diversity_loss": s.alpha * slow_diversity(a, s.margin)}
+    scale = method.temperature.log_scale.exp()
+    return score, {"contrastive_loss": slow_contrastive(score, scale, pairs.item.tolist()),
+                   **losses}
 
 
-def test_agreement_and_both_regularisers_are_the_loops():
-    a, c = unit(drawn(4, K, D, seed=1)), unit(drawn(4, K, D, seed=2))
-    torch.testing.assert_close(agreement(c, a), slow_agreement(c, a))
-    for official, over in ((False, 4), (True, K)):
-        assert float(consistency(a, c, 0.3, official)) == pytest.approx(
-            slow_consistency(a, c, 0.3, over), rel=1e-12)
-    close = unit(drawn(4, 1, D, seed=3) + 0.3 * drawn(4, K, D, seed=4))
-    assert likeness(close)[0, 1] > 0.5
-    for queries, margin in ((close, 0.1), (close, 0.8), (a, 1.2)):
-        found = float(diversity(queries, margin))
-        assert found == pytest.approx(slow_diversity(queries, margin), abs=1e-12)
-    assert slow_diversity(close, 0.8) > 0.1
-
-
-def test_the_whole_loss_is_the_loops_and_so_is_its_slope(pairs):
-    method = made(pairs, alpha=0.7, beta=0.2, margin=0.9, tau=0.8, temperature=0.5)
-    video, text = encoded(method, pairs)
-    frames = Tokens(video["values"], video["mask"])
-    score = slow_guided(text["sentence"], frames, 0.8) \
-        + 0.5 * slow_agreement(text["queries"], video["queries"])
+@pytest.mark.parametrize("settings", [{}, {"shared": False}, {"official_target": True},
+                                      {"lam": 0.0}])
+def test_scores_losses_and_slopes_are_those_of_the_loops(pairs, settings):
+    method = made(pairs, alpha=0.7, beta=0.2, mse=1.3, margin=0.9, tau=0.8, temperature=0.5,
+                  **settings)
+    score, want = slow_losses(method, pairs)
     losses = method(pairs.batch())
-    want = {"contrastive_loss": slow_contrastive(score, 2.0, pairs.item.tolist()),
-            "consistency_loss": slow_consistency(video["queries"], text["queries"], 0.2, 6),
-            "diversity_loss": 0.7 * slow_diversity(video["queries"], 0.9)}
-    assert {name: float(x.detach()) for name, x in losses.items()} == pytest.approx(want, rel=1e-6)
-    assert want["diversity_loss"] > 0
-    torch.testing.assert_close(method.score(text, video), score)
-    torch.testing.assert_close(method.score(video, text), score.T)
-    sum(losses.values()).backward()
-    for name, weight in method.named_parameters():  # against a finite difference
-        with torch.no_grad():
-            place = int(weight.grad.abs().argmax())
-            flat, step, found = weight.view(-1), 1e-5, []
-            for sign in (1, -1):
-                flat[place] += sign * step
-                found.append(float(sum(method(pairs.batch()).values())))
-                flat[place] -= sign * step
-        assert (found[0] - found[1]) / (2 * step) == pytest.approx(
-            float(weight.grad.view(-1)[place]), rel=1e-4, abs=1e-8), name
+    outputs = method.encode(pairs.batch())
+    found = method.score(outputs["text"], outputs["video"])
+    close = dict(rtol=0, atol=1e-9)
+    torch.testing.assert_close(found, torch.stack([torch.stack(row) for row in score]), **close)
+    torch.testing.assert_close(method.score(outputs["video"], outputs["text"]), found.T)
+    assert losses.keys() == want.keys()
+    for name in want:
+        torch.testing.assert_close(losses[name], want[name], **close)
+        assert float(want[name].detach()) > 0
+    weights = [w for w in method.parameters()]
+    for fast, slow in zip(*(torch.autograd.grad(sum(x.values()), weights) for x in (losses, want))):
+        torch.testing.assert_close(fast, slow, **close)
+
+
+def test_layers_over_the_frames_add_what_they_see(pairs):
+    plain, method = made(pairs, lam=0.0), made(pairs, lam=0.0, frame_layers=2)
+    frames = plain.encode(pairs.batch())["video"]
+    out = method.encode(pairs.batch())["video"]
+    layers, places = method.frames.layers, method.frames.places
+    for row in range(6):  # alone, without padding
+        x = frames["values"][row][frames["mask"][row]]
+        seen = (x + places[:len(x)])[None]
+        for layer in layers:
+            seen = layer(seen)
+        torch.testing.assert_close(out["values"][row][out["mask"][row]], x + seen[0])
+    assert (out["values"][~out["mask"]] == 0).all()
 
 
 def test_the_sentence_is_the_last_real_token(pairs):
@@ -177,8 +228,9 @@ def test_ends_of_the_temperature():
         for a, t in enumerate(text):
             nearest = real[(real @ t).argmax()]
             assert float(guided(text, frames, math.inf)[a, b]) == pytest.approx(
-                cosine(t, real.mean(0)))
-            assert float(guided(text, frames, 1e-4)[a, b]) == pytest.approx(cosine(t, nearest))
+                float(cosine(t, real.mean(0))))
+            assert float(guided(text, frames, 1e-4)[a, b]) == pytest.approx(
+                float(cosine(t, nearest)))
     one = Tokens(frames.values[:, :1], frames.mask[:, :1])
     for tau in (0.01, 1.0, math.inf):
         torch.testing.assert_close(guided(text, one, tau),
@@ -211,7 +263,7 @@ def test_an_aligned_start_stays_aligned(pairs):
         for a in range(6):
             words = pairs["text_tokens"].values[a][pairs["text_tokens"].mask[a]]
             assert float(method.score(text, video)[a, b].detach()) == pytest.approx(
-                cosine(words[-1], frames.mean(0)))
+                float(cosine(words[-1], frames.mean(0))))
     assert [name for name, _ in method.named_parameters()] == [
         "matrices.video.weight", "matrices.text.weight", "temperature.log_scale"]
 
@@ -248,18 +300,24 @@ def test_the_dear_head_is_its_equation(pairs):
     with torch.no_grad():  # off the start, where every matrix is 1
         for k, weight in enumerate(method.parameters()):
             weight.add_(0.1 * drawn(*weight.shape, seed=k))
-    video, text = encoded(method, pairs)
+    outputs, slow = method.encode(pairs.batch()), []
+    video, text = outputs["video"], outputs["text"]
     m, n = method.maps, method.norms
-    for a, t in enumerate(text["sentence"]):
+    for t in text["sentence"]:
         for b in range(6):
             f = n["asks"](video["values"][b][video["mask"][b]])
             q = m["q"](n["asks"](t))
             weights = torch.softmax(torch.stack(
                 [(q * m["k"](x)).sum() / math.sqrt(D) for x in f]), 0)
             seen = n["seen"](m["o"](sum(w * m["v"](x) for w, x in zip(weights, f))))
-            pooled = n["pooled"](seen + m["w"](seen))
-            assert float(method.score(text, video)[a, b].detach()) == pytest.approx(
-                cosine(t.detach(), pooled.detach()))
+            slow.append(torch.cosine_similarity(t, n["pooled"](seen + m["w"](seen)), 0))
+    fast, slow = method.score(text, video), torch.stack(slow).view(6, 6)
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-9)
+    weights = [w for name, w in method.named_parameters() if "temperature" not in name]
+    at = drawn(6, 6, seed=9)
+    for one, other in zip(*(torch.autograd.grad((x * at).sum(), weights, retain_graph=True)
+                            for x in (fast, slow))):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
 
 
 def test_the_cheap_score_costs_a_fraction(pairs):
@@ -312,3 +370,75 @@ def test_it_trains_and_is_measured_like_any_method(pairs, kind, lam):
     best = method.score(text, video).argmax(1)
     right = wide.item[best] == wide.item
     assert found["text->video"]["hit@1"] == pytest.approx(right.float().mean())
+
+
+# What the claims measure --------------------------------------------------------------
+def reels_of(n: int, galleries: int) -> Pairs:
+    """Captions of `galleries` reels each: the text is a direction, a reel has it twice among
+    eight frames that are other captions'."""
+    g = torch.Generator().manual_seed(0)
+    rows = unit(torch.randn(2 * n, D, generator=g))
+    item = torch.arange(n).repeat_interleave(galleries)
+    values = rows[n + torch.randint(n, (len(item), 8), generator=g)]
+    values[:, 2] = values[:, 5] = rows[item]
+    real = torch.ones(len(item), 8, dtype=torch.bool)
+    made = Pairs.make({"video_tokens": Tokens(values, real),
+                       "text_tokens": Tokens(rows[item][:, None], real[:, :1])}, item=item)
+    return replace(made, tables={"galleries": galleries})
+
+
+def test_a_caption_asks_one_gallery_at_a_time():
+    rows = reels_of(30, 4)
+    method = Glscl(GlsclSettings(lam=0.0, tau=0.02), rows).eval()
+    hits = []
+    for k in range(4):
+        part = rows.select(range(k, 120, 4))
+        assert part.item.tolist() == list(range(30))
+        outputs = method.encode(part.batch())
+        best = method.score(outputs["text"], outputs["video"]).argmax(1)
+        hits.append(float((best == torch.arange(30)).double().mean()))
+    assert claims.found(method, rows) == pytest.approx(sum(hits) / 4) and hits[0] > 0.9
+    even = Glscl(GlsclSettings(lam=0.0, tau=math.inf), rows).eval()
+    assert claims.found(even, rows) < claims.found(method, rows)
+
+
+def test_the_null_leaves_no_reel_its_caption():
+    rows = reels_of(30, 4)
+    test = replace(rows, tables=rows.tables | {claims.ALL: rows})
+    moved = claims.others_captions(Splits(rows, rows, test), 0)
+    for part in (*moved, moved.test.tables[claims.ALL]):
+        own = (part["video_tokens"].values == rows["text_tokens"].values).all(2).sum(1)
+        assert (own < 2).all() and part.tables["galleries"] == 4
+    method = Glscl(GlsclSettings(lam=0.0, tau=0.02), rows).eval()
+    assert claims.found(method, moved.test) < 0.15
+
+
+@pytest.mark.parametrize("d, frames, times", [(128, 8, 11.3), (512, 12, 32.75)])
+def test_how_much_dearer_the_dear_head_is(d, frames, times):
+    wide = Pairs.make({"video_tokens": Tokens(torch.randn(16, frames, d),
+                                              torch.ones(16, frames, dtype=torch.bool)),
+                       "text_tokens": Tokens(torch.randn(16, 3, d),
+                                             torch.ones(16, 3, dtype=torch.bool))})
+    method = CrossAttended(GlsclSettings(lam=0.0), wide).eval()
+    arm = claims.Trained(method, Splits(wide, wide, wide), None)
+    assert claims.times_dearer(arm, GlsclSettings()) == pytest.approx(times, abs=0.05)
+
+
+def test_own_pairs_have_the_sentence_last(monkeypatch):
+    drawn_features = {"video": Tokens(torch.randn(70, 3, D), torch.ones(70, 3, dtype=torch.bool)),
+                      "text": random_tokens(torch.randn(70, 4), D,
+                                            torch.Generator().manual_seed(0))}
+    whole = torch.randn(70, D)
+
+    def add(pairs, column, encoder, tokens):
+        return pairs.with_features(**{f"{column}_tokens": drawn_features[column],
+                                      f"{column}_features": whole})
+
+    monkeypatch.setattr(claims, "add_features", add)
+    brought = Pairs.make({"video": torch.zeros(70, 1), "text": [str(i) for i in range(70)]})
+    pairs = claims.data("gpu", brought)
+    method = Glscl(replace(claims.settings(claims.SCALES["tiny"]), lam=0.0), pairs).eval()
+    found = method.encode(pairs.batch())["text"]["sentence"]
+    torch.testing.assert_close(found, unit(whole))
+    assert {c.name for c in claims.claims(pairs, "gpu")} == {
+        "cheap", "guided", "queries", "shared", "regularised"}
