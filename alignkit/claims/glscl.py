@@ -22,6 +22,8 @@ Looked at before, and no more: in planning, `mean` on seeds 0 to 7 with all towe
 told in 2 of 8 frames and .87 to .99 of those told in all (no room: so smaller pictures); at 8
 pixels, gallery 61, .129 and .588; as here (10 pixels, gallery 154, towers with a loss between
 two views) .134 and .711. The FLOPs were counted.
+
+Draft: nothing is published yet. Delete this line with the first published results.
 """
 
 from collections.abc import Mapping
@@ -33,7 +35,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Reported, Trained
-from alignkit.claims.common import FEWEST_ITEMS, WORTH, by_arm, corpus, model_of, rates
+from alignkit.claims.common import WORTH, by_arm, corpus, model_of, rates
 from alignkit.claims.runs import TUNING_SEEDS
 from alignkit.data import Pairs, Splits, Tokens, shuffle_pairs
 from alignkit.data.reels import frames, reels
@@ -111,11 +113,7 @@ class Towers(nn.Module):
 def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     """The frames of which reels are composed, with `image_features` of all towers; or the
     user's `pairs`, a caption a row, with `video_tokens`, a token a frame, and `text_tokens`, of
-    which the last is the whole sentence.
-
-    Raises ValueError at 'gpu' and 'full' without pairs, for fewer than 60 items and for
-    encoders of two widths.
-    """
+    which the last is the whole sentence. Raises as `corpus` does."""
     s = SCALES[scale]
     if pairs is None and scale in ("tiny", "small"):
         pool = frames(LENGTH, nouns=tuple(NOUNS)[:s.nouns], size=s.size)
@@ -141,36 +139,38 @@ def towers_of(seed: int, n: int = TOWERS):
 
 @torch.no_grad()
 def said(part: Pairs, towers) -> Pairs:
-    """Reels with the tokens of their captions by the towers, each of length 1."""
+    """Reels with the tokens of their captions, each of length 1."""
     texts = list(dict.fromkeys(part["text"]))
     values, mask = towers.text_tokens(towers.tokens(texts))
     at = torch.tensor([texts.index(text) for text in part["text"]])
     return part.with_features(text_tokens=Tokens(unit(values)[at], mask[at]))
 
 
-def composed(pool: Pairs, seed: int, s: Scale) -> Splits:
-    """Reels of a seed, told in 2 of 8 frames. Tables of the test reels: `galleries`, how many
-    reels a caption has, and those captions with reels told in all frames."""
+def told_in(pool: Pairs, seed: int, s: Scale, told: int) -> Splits:
+    """A seed's reels with `told` frames told, tokens by its towers; table `galleries`: how many
+    reels a caption has."""
     k, towers = towers_of(seed, s.towers)
     rows = pool["image_features"].unflatten(1, (s.towers, -1))[:, k]
     pool = pool.only("image", "text").with_features(image_features=rows)
-    parts, told = ([said(part, towers).only("video", "text", "told", "frame", "video_tokens",
-                                            "text_tokens") for part in
-                    reels(pool, seed, told=n, length=LENGTH, each=s.each)]
-                   for n in (2, LENGTH))
-    parts = [replace(part, tables={**part.tables, "galleries": n})
-             for part, n in zip(parts, s.each, strict=True)]
-    every = replace(told[2], tables=parts[2].tables)
-    return Splits(parts[0], parts[1], replace(parts[2], tables={**parts[2].tables, ALL: every}))
+    parts = reels(pool, seed, told=told, length=LENGTH, each=s.each)
+    return Splits(*(replace(said(part, towers), tables={**part.tables, "galleries": n})
+                    for part, n in zip(parts, s.each, strict=True)))
+
+
+def composed(pool: Pairs, seed: int, s: Scale) -> Splits:
+    """Reels told in 2 of 8 frames; a table of the test reels has those told in all frames."""
+    parts, every = (told_in(pool, seed, s, told) for told in (2, LENGTH))
+    return parts._replace(test=replace(parts.test, tables={**parts.test.tables,
+                                                           ALL: every.test}))
 
 
 # What is measured ---------------------------------------------------------------------
 def found(method: Method, rows: Pairs, figure: str = "hit@1") -> float:
     """Captions that ask for their video: the mean over galleries of one reel a caption."""
     n = rows.tables.get("galleries", 1)
-    each = [evaluate_retrieval(method, rows.select(torch.arange(k, len(rows), n)), "text",
-                               "video", once=("video",)) for k in range(n)]
-    return sum(report["text->video"][figure] for report in each) / n
+    each = [rows.select(torch.arange(k, len(rows), n)) for k in range(n)]
+    return sum(evaluate_retrieval(method, part, "text", "video", once=("video",))
+               ["text->video"][figure] for part in each) / n
 
 
 def validated(method: Method, splits: Splits) -> dict[str, float]:
@@ -192,8 +192,8 @@ def with_all_told(arms: Mapping[str, Trained]) -> dict[str, float]:
 
 @torch.no_grad()
 def flops(method: Method, rows: Pairs) -> int:
-    """Multiplications and additions of products in scoring every text with every video. What
-    is computed once an item is left out: it cancels in n × n less twice half of each."""
+    """FLOPs of products in scoring every text with every video. What is computed once an item
+    cancels in n × n less twice half of each."""
     sides, counts = encode_pairs(method, rows, ("text", "video")), []
     for n in (len(rows), len(rows) // 2):
         with FlopCounterMode(display=False) as counter:
@@ -231,7 +231,7 @@ def _arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
     @lru_cache(maxsize=2)
     def splits(seed: int) -> Splits:
         if "video_tokens" in pairs.columns:
-            return pairs.only("video_tokens", "text_tokens").split(seed)
+            return pairs.split(seed)
         return composed(pairs, seed, s)
 
     def arm(kind: type[Glscl] = Glscl, **fixed) -> Arm:
@@ -259,6 +259,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
                      partial(times_dearer, settings=settings(s)), 10, 10_000)
     worth = Condition("hit@1 of the dear head less that of even pooling, untrained",
                       beyond_mean, 0.05, 1.0)
+    untrained = dict(budget=Budget(steps=0), grid=TAUS)
 
     def claim(name: str, baseline: str, method: str, sentence: str, **rest) -> Claim:
         return Claim(**dict(
@@ -268,7 +269,6 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
             grid=GRID, null=UNPAIRED, condition=room, units=None if own else TOWERS,
             **WORTH) | rest)
 
-    untrained = dict(budget=Budget(steps=0), grid=TAUS)
     given = [
         claim("cheap", "attended", "glscl", "Guided pooling and shared queries find nine tenths "
               "of what an attention head finds, and more, at a tenth of the FLOPs of scoring.",
