@@ -36,10 +36,11 @@ it, 315–316, which gives the same cosine); several videos of one text are all 
 3 is for a length near 10. D's layers start from one draw, as officially (219–220).
 Reconstructed: nothing of the method; the paper's text was not found, the official code was
 (zchoi/GLSCL at 06979f8, tvr/models/modeling.py). Run beside it on the same tensors, scores,
-both regularisers and a gradient agree to 1e-15, shared and not. It divides d_k by K and not by the number of pairs B (366), so that ¾ asks for a mean of
-¾ · K / B: `official_target` does so. The texts' queries are not kept apart (357: the videos'
-alone), and the names of both regularisers are swapped. The dear head agrees as
-well with its own authors' (layer6ai-labs/xpool at bc88718, modules/transformer.py).
+both regularisers and a gradient agree to 1e-15, with shared queries and without. It divides
+d_k by K and not by the number of pairs B (366), so that ¾ asks for a mean of ¾ · K / B:
+`official_target` does so. The texts' queries are not kept apart (357: the videos' alone), and
+the names of both regularisers are swapped. The dear head agrees as well with its own authors'
+(layer6ai-labs/xpool at bc88718, modules/transformer.py).
 """
 
 from collections.abc import Mapping
