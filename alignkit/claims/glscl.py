@@ -52,7 +52,7 @@ FIRST = 100  # of the paired seeds; those below were free for looks while it was
 NEEDS = ("video", "text")
 TOWERS, INTRA = 8, 1.0  # seeds of the shipped towers, and which kind of them
 LENGTH, ALL = 8, "all told"  # frames of a reel; a table of test reels told in all of them
-GRID = rates(1e-3, 3e-4, 3e-3, 1e-4, 1e-2)
+GRID = rates(1e-3, 3e-4, 3e-3, 1e-4, 1e-2, 3e-5)
 # The middle first: an arm to which τ does not matter takes the first.
 TAUS = tuple({"settings": {"tau": tau}} for tau in (0.1, 0.05, 0.2, 0.025, 0.4, 0.0125, 0.8))
 
