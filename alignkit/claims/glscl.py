@@ -270,8 +270,8 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
             **WORTH) | rest)
 
     given = [
-        claim("cheap", "attended", "glscl", "Guided pooling and shared queries find nine tenths "
-              "of what an attention head finds, and more, at a tenth of the FLOPs of scoring.",
+        claim("cheap", "attended", "glscl", "Guided pooling and shared queries find more than nine "
+              "tenths of what an attention head finds, at a tenth of its FLOPs of scoring.",
               headline=True, condition=(room, dear, worth), margin=0.01,
               margin_why="a hundredth above the bound, so that it is not just met",
               subtracts="glscl minus nine tenths of attended",
