@@ -182,7 +182,8 @@ def test_save_and_load_keep_them(pool, tmp_path):
 
 @pytest.mark.parametrize("wrong, words", [
     ({"told": 0}, "told must lie in 1 to length"), ({"told": 9}, "got 9 of 8"),
-    ({"each": 0}, "each be at least 1"), ({"captioned": 1.0}, "between 0 and 1"),
+    ({"each": 0}, "each be at least 1"), ({"each": (2, 0, 1)}, "each be at least 1"),
+    ({"each": (2, 1)}, "each be at least 1"), ({"captioned": 1.0}, "between 0 and 1"),
     ({"captioned": 0.9}, "train has 39 things, of which 4 have no caption"),
     ({"captioned": 0.001}, "of which 39 have no caption"),
     ({"told": 9, "length": 9}, "told: 9 frames of a thing are needed, one has 8"),
@@ -190,6 +191,15 @@ def test_save_and_load_keep_them(pool, tmp_path):
 def test_wrong_reels_are_refused(pool, wrong, words):
     with pytest.raises(ValueError, match=words):
         reels(pool, 0, **wrong)
+
+
+def test_each_part_may_have_reels_of_its_own_number(pool):
+    one, many = reels(pool, 0), reels(pool, 0, each=(2, 1, 4))
+    assert [len(part) for part in many] == [2 * len(one.train), len(one.val), 4 * len(one.test)]
+    for part, every, n in zip(many, one, (2, 1, 4)):  # in order, a caption's side by side
+        assert torch.equal(part.item, every.item.repeat_interleave(n))
+    assert torch.equal(many.val["frame"], one.val["frame"])
+    assert len({tuple(row) for row in many.test["frame"].tolist()}) == len(many.test)
 
 
 def test_pairs_that_are_no_pool_are_refused(pool):
