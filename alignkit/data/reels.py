@@ -102,8 +102,9 @@ def reels(pool: Pairs, seed: int, *, told: int = 2, length: int = 8,
     """
     counts = (each, 1, 1) if isinstance(each, int) else tuple(each)
     if not 1 <= told <= length or len(counts) != 3 or min(counts) < 1 or not 0 < captioned < 1:
-        raise ValueError("told must lie in 1 to length, each be at least 1 and captioned lie "
-                         f"between 0 and 1, got {told} of {length}, {each} and {captioned}")
+        raise ValueError("told must lie in 1 to length, each be at least 1, or three such "
+                         "numbers, and captioned lie between 0 and 1, got "
+                         f"{told} of {length}, {each} and {captioned}")
     _check(pool)
     numbered = pool.only("text").with_features(row=torch.arange(len(pool)))
     parts = zip(numbered.split(seed, fractions), Splits._fields, counts, strict=True)
