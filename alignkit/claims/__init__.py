@@ -29,7 +29,7 @@ __all__ = ["FEWEST", "FOLLOW_UP", "SCALES", "SEEDS", "Arm", "Claim", "Condition"
 
 SCALES = ("tiny", "small", "gpu", "full")
 _SHARED = {"__init__", "claim", "command", "common", "publish", "registered", "results",
-           "runner", "runs", "scoreboard", "small_models", "train", "work"}
+           "runner", "runs", "scoreboard", "small_models", "tower_rows", "train", "work"}
 
 
 def slugs() -> list[str]:

@@ -32,12 +32,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import torch
-from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Reported, Trained
-from alignkit.claims.common import WORTH, by_arm, corpus, model_of, rates
-from alignkit.claims.runs import TUNING_SEEDS
+from alignkit.claims.common import WORTH, by_arm, corpus, rates
+from alignkit.claims.tower_rows import (
+    TOWERS, PictureTowers, towers_of, with_captions, with_frames,
+)  # fmt: skip
 from alignkit.data import Pairs, Splits, Tokens, shuffle_pairs
 from alignkit.data.reels import frames, reels
 from alignkit.data.scenes import NOUNS
@@ -46,12 +47,10 @@ from alignkit.evaluation import encode_pairs, evaluate_retrieval
 from alignkit.evaluation.retrieval import take
 from alignkit.methods.glscl import CrossAttended, Glscl, GlsclSettings
 from alignkit.parts import Method, unit
-from alignkit.parts.two_towers import load_two_towers, pixels_of
 from alignkit.training import Budget
 
 FIRST = 100  # of the paired seeds; those below were free for looks while it was planned
 NEEDS = ("video", "text")
-TOWERS, INTRA = 8, 1.0  # seeds of the shipped towers, and which kind of them
 LENGTH, ALL = 8, "all told"  # frames of a reel; a table of test reels told in all of them
 GRID = rates(3e-4, 1e-3, 1e-4, 3e-3, 3e-5)
 # The middle first: an arm to which τ does not matter takes the first.
@@ -97,20 +96,6 @@ SCALES = {
 
 
 # Data ---------------------------------------------------------------------------------
-class Towers(nn.Module):
-    """Pictures -> their unit rows [n, towers · 128] by several shipped towers."""
-
-    def __init__(self, n: int):
-        super().__init__()
-        self.towers = nn.ModuleList(load_two_towers(seed, INTRA) for seed in range(n))
-        for tower in self.towers:
-            tower.pieces = None  # of the text side: features that knew it would not be kept
-
-    def forward(self, pictures: list) -> Tensor:
-        pixels = pixels_of(pictures).float() / 255
-        return torch.cat([tower.image(pixels) for tower in self.towers], 1)
-
-
 def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     """The frames of which reels are composed, with `image_features` of all towers; or the
     user's `pairs`, a caption a row, with `video_tokens`, a token a frame, and `text_tokens`, of
@@ -118,10 +103,13 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     s = SCALES[scale]
     if pairs is None and scale in ("tiny", "small"):
         pool = frames(LENGTH, nouns=tuple(NOUNS)[:s.nouns], size=s.size)
-        return add_features(pool, "image", Towers(s.towers))
+        return add_features(pool, "image", PictureTowers(s.towers))
     pairs = corpus(scale, pairs, lambda: pairs)
-    pairs = add_features(pairs, "video", s.image or CLIP.image, tokens=s.frames)
-    pairs = add_features(pairs, "text", s.text or CLIP.text, tokens=True)
+    if not s.image:
+        return with_frames(with_captions(pairs, towers_of(0, FIRST)[1]), towers_of(0, FIRST)[1],
+                           s.frames)
+    pairs = add_features(pairs, "video", s.image, tokens=s.frames)
+    pairs = add_features(pairs, "text", s.text, tokens=True)
     (values, mask), whole = pairs["text_tokens"], pairs["text_features"][:, None]
     return pairs.with_features(
         video_tokens=Tokens(unit(pairs["video_tokens"].values), pairs["video_tokens"].mask),
@@ -129,32 +117,14 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
                            torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.bool)], 1)))
 
 
-@lru_cache(maxsize=2)
-def towers_of(seed: int, n: int = TOWERS):
-    """(number, shipped towers) of a seed: each of the eight paired seeds has its own."""
-    if seed < TUNING_SEEDS[0]:
-        seed = FIRST + (seed - FIRST) % n
-    k = model_of(seed, range(n), FIRST)
-    return k, load_two_towers(k, INTRA)
-
-
-@torch.no_grad()
-def said(part: Pairs, towers) -> Pairs:
-    """Reels with the tokens of their captions, each of length 1."""
-    texts = list(dict.fromkeys(part["text"]))
-    values, mask = towers.text_tokens(towers.tokens(texts))
-    at = torch.tensor([texts.index(text) for text in part["text"]])
-    return part.with_features(text_tokens=Tokens(unit(values)[at], mask[at]))
-
-
 def told_in(pool: Pairs, seed: int, s: Scale, told: int) -> Splits:
     """A seed's reels with `told` frames told, tokens by its towers; table `galleries`: how many
     reels a caption has."""
-    k, towers = towers_of(seed, s.towers)
+    k, towers = towers_of(seed, FIRST, s.towers)
     rows = pool["image_features"].unflatten(1, (s.towers, -1))[:, k]
     pool = pool.only("image", "text").with_features(image_features=rows)
     parts = reels(pool, seed, told=told, length=LENGTH, each=s.each)
-    return Splits(*(replace(said(part, towers), tables={**part.tables, "galleries": n})
+    return Splits(*(replace(with_captions(part, towers), tables={**part.tables, "galleries": n})
                     for part, n in zip(parts, s.each, strict=True)))
 
 

@@ -128,7 +128,7 @@ def diversity(queries: Tensor, margin: float = 0.1) -> Tensor:
     return hinge.fill_diagonal_(0).sum() / max(k * (k - 1), 1)
 
 
-class Queries(nn.Module):
+class _Queries(nn.Module):
     """Learned queries [K, d] and the decoder through which they read tokens."""
 
     def __init__(self, d: int, settings: GlsclSettings):
@@ -145,7 +145,7 @@ class Queries(nn.Module):
         return unit(self.decoder(asked, values, memory_key_padding_mask=~mask))
 
 
-class FrameLayers(nn.Module):
+class _FrameLayers(nn.Module):
     """F + transformer(F + places): frames that have seen each other, in their order."""
 
     def __init__(self, d: int, layers: int, heads: int, longest: int = 128):
@@ -179,10 +179,10 @@ class Glscl(Method):
             nn.init.eye_(matrix.weight)
         self.temperature = Temperature(settings.temperature, settings.learn_temperature)
         if settings.lam:
-            self.readers = nn.ModuleDict({name: Queries(d, settings) for name in
+            self.readers = nn.ModuleDict({name: _Queries(d, settings) for name in
                                           (["both"] if settings.shared else names)})
         if settings.frame_layers:
-            self.frames = FrameLayers(d, settings.frame_layers, settings.heads)
+            self.frames = _FrameLayers(d, settings.frame_layers, settings.heads)
 
     def read(self, tokens: Tokens, name: str) -> Tensor:
         """What the queries of a modality find in its tokens: unit rows [n, K, d]."""
