@@ -26,7 +26,8 @@ before training, .573 and .532 after 100 steps at .0003 and .001. The FLOPs were
 first registration was refused: `guided` chose an edge of seven values of τ, .0125 to .8, to
 which some were added at both ends, and every point was kept. Its pilot had shown the baselines
 on four seeds: `mean` .113, `attended` .639, `pooling` .634, `separate` .632, `unregularised`
-.634: figures of method arms, seen before this registration and changing nothing.
+.634: figures of method arms, seen before this registration. The headline's margin was .01
+then, below what eight seeds can show, and was raised.
 
 Draft: nothing is published yet. Delete this line with the first published results.
 """
@@ -248,8 +249,8 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     given = [
         claim("cheap", "attended", "glscl", "Guided pooling and shared queries find more than nine "
               "tenths of what an attention head finds, at a tenth of its FLOPs of scoring.",
-              headline=True, condition=(room, dear, worth), margin=0.01,
-              margin_why="a hundredth above the bound, so that it is not just met",
+              headline=True, condition=(room, dear, worth), margin=0.03,
+              margin_why="well above the bound, not at it; eight seeds cannot show less than .027",
               subtracts="glscl minus nine tenths of attended",
               statistic=lambda f: f["glscl"] - 0.9 * f["attended"],
               paper=Reported(0.469, 0.481, "R@1 of texts on MSR-VTT, X-Pool and GLSCL, ViT-B/32 "
