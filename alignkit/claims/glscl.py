@@ -247,8 +247,8 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
             **WORTH) | rest)
 
     given = [
-        claim("cheap", "attended", "glscl", "Guided pooling and shared queries find more than nine "
-              "tenths of what an attention head finds, at a tenth of its FLOPs of scoring.",
+        claim("cheap", "attended", "glscl", "Guided pooling and shared queries find more than "
+              "nine tenths of what an attention head finds, at a tenth of its FLOPs of scoring.",
               headline=True, condition=(room, dear, worth), margin=0.03,
               margin_why="well above the bound, not at it; eight seeds cannot show less than .027",
               subtracts="glscl minus nine tenths of attended",
