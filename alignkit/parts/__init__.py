@@ -19,6 +19,7 @@ from alignkit.parts.similarity import (
 from alignkit.parts.sparse import sparsemax
 from alignkit.parts.text import WordPieces, mask_words
 from alignkit.parts.tokens import leading_directions, mean_pool
+from alignkit.parts.transport import sinkhorn
 
 __all__ = ["AttentionPooling", "CrossAttention", "DualEncoder", "Experts",
            "FeatureQueue", "LowRank", "Method", "Momentum", "Settings", "Stage", "Temperature",
@@ -26,5 +27,5 @@ __all__ = ["AttentionPooling", "CrossAttention", "DualEncoder", "Experts",
            "alignment_loss", "cosine", "distillation_loss", "gramian_volume",
            "gramian_volumes", "info_nce", "late_interaction", "leading_directions",
            "logits_of", "mask_words", "mean_pool", "optimise_inputs", "pgd", "positives_of",
-           "projector", "shares", "sigmoid_loss", "sparsemax", "triplet_loss",
-           "two_way_cross_entropy", "uniformity_loss", "unit"]
+           "projector", "shares", "sigmoid_loss", "sinkhorn", "sparsemax",
+           "triplet_loss", "two_way_cross_entropy", "uniformity_loss", "unit"]
