@@ -10,6 +10,7 @@ from alignkit.evaluation.classify import (
     zero_shot,
 )
 from alignkit.evaluation.clouds import chamfer
+from alignkit.evaluation.clusters import k_means, mutual_information
 from alignkit.evaluation.detection import auroc, fpr_at_95, maximum_concept_matching
 from alignkit.evaluation.evaluate import encode_pairs, evaluate_retrieval
 from alignkit.evaluation.findings import few_labelled, finding_f1, probe_auroc
@@ -86,6 +87,7 @@ __all__ = [
     "fit_power_law",
     "flips",
     "fpr_at_95",
+    "k_means",
     "knn_probe",
     "linear_probe",
     "local_cka",
@@ -94,6 +96,7 @@ __all__ = [
     "maximum_concept_matching",
     "mean_average_precision",
     "modality_gap",
+    "mutual_information",
     "mutual_knn",
     "mutual_knn_grid",
     "nearest_cells",

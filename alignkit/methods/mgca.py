@@ -14,7 +14,7 @@ had later. Not when every pair is unlike the others, or labels are plenty.
 Equations, v_i, t_i unit picture and report, p_n, w_m unit patches and words of one pair:
     L_ITA = CE(rows of v tᵀ / τ₁) + CE(columns)
     a_m = unit(Σ_n softmax_n(w_m · p_n / τ₂) p_n),  Z_mm' = w_m · a_m' / τ₂
-    L_word = ½ [CE(rows of Z) + CE(columns of Z)], its mean over words, then over pairs;
+    L_word = ½ Σ_m ω_m [CE_m(rows of Z) + CE_m(columns of Z)], its mean over pairs, ω of sum 1;
     L_patch the same with patches and words exchanged;  L_CTA = L_word + L_patch
     q = sinkhorn(C v / ε),  p = softmax(C v / τ₃), C unit prototypes (both also of t)
     L_CPA = −½ mean_i Σ_k (q_v log p_t + q_t log p_v)
@@ -25,40 +25,57 @@ and probed) and all heads learn.
 Exact property: codes carry no gradient, so ∂L_CPA / ∂(C t) = (p_t − q_v) / (2 n τ₃); for
 equal pictures and reports q_v = q_t; a report of one word has L_word = 0; padding changes
 nothing.
-Deviations: frozen encoders with an adapter; words and patches weigh alike (in the paper by
-the attention of [CLS], as its ResNet's patches do); padding is masked on both axes, and the
-patches' attended words have unit length, as the official code does for its ResNet only;
-linear heads; dropout of frozen
-features for augmented pictures.
-Reconstructed: from notes on the official code (mgca_module.py, HKU-MedAI/MGCA), not run.
+Deviations, from the official code (mgca/models/mgca/mgca_module.py unless said): frozen
+encoders with an adapter; padded words are left out everywhere, also of the heads' batch
+statistics (there they are asked, and answers, lines 137 and 171 to 177); the words that
+patches attend to are brought to unit length, as the code does for its ResNet only (line
+202); dropout of the picture's frozen features for want of augmented pictures; [CLS] and
+[SEP] are no words (there [SEP] is one). ω is the attention of [CLS] where a column has it,
+else the same for all, as for the patches of its ResNet (line 205). The three losses weigh 1
+each, as the command line's defaults have it (the class has 1, .7 and .5).
+Reconstructed: from the official code (HKU-MedAI/MGCA at 680fe4a); its losses and its Sinkhorn
+were run beside ours on the same tensors, without padding.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignkit.data import Pairs, Tokens
-from alignkit.parts import Method, Settings, info_nce, projector, sinkhorn, unit
+from alignkit.parts import Method, logits_of, positives_of, sinkhorn, unit
 
 LEVELS = ("ita", "cta", "cpa")
 
 
-@dataclass(frozen=True)
-class MgcaSettings(Settings):
-    """Settings of a dual encoder, and: tokens, modality -> its column of tokens; levels of
-    `LEVELS`; adapter, the width that is probed; dropout, of the picture's frozen features in
-    training, for want of augmented pictures; prototypes, at most as many as a batch has rows;
-    held, the share of training in which they stay; τ₂, τ₃ and ε of the card."""
+def _columns(end: str) -> field:
+    return field(default_factory=lambda: {m: f"{m}_{end}" for m in ("image", "text")})
 
-    temperature: float = 0.07
-    tokens: dict = field(default_factory=lambda: {"image": "image_tokens",
-                                                  "text": "text_tokens"})
+
+@dataclass(frozen=True)
+class MgcaSettings:
+    """towers, tokens, attention: modality -> its column of pooled features, of tokens, and
+    of the attention [n, t] that each of these gets from the whole (may be missing: then all
+    weigh alike). levels: of `LEVELS`. same: a label whose equal rows are no negatives of
+    each other in L_ITA ('': every other row is one, as in the paper). width of the shared
+    space, hidden of the heads, adapter: the width that is probed; dropout of the picture's
+    features in training; prototypes: at most as many as a batch has rows; held: the share
+    of training in which they stay; the temperatures τ₁, τ₂, τ₃ and ε of the card."""
+
+    towers: Mapping[str, str] = _columns("features")
+    tokens: Mapping[str, str] = _columns("tokens")
+    attention: Mapping[str, str] = _columns("attention")
     levels: tuple[str, ...] = LEVELS
+    same: str = ""
+    width: int = 64
+    hidden: int = 128
     adapter: int = 256
     dropout: float = 0.7
     prototypes: int = 32
     held: float = 0.02
+    temperature: float = 0.07
     token_temperature: float = 0.1
     prototype_temperature: float = 0.2
     epsilon: float = 0.05
@@ -68,6 +85,19 @@ class MgcaSettings(Settings):
             raise ValueError(f"levels must be of {LEVELS} and hold 'ita', got {self.levels}")
 
 
+# Whole pictures and reports -----------------------------------------------------------
+def instance_loss(image: Tensor, text: Tensor, temperature: float = 0.07,
+                  same: Tensor | None = None) -> Tensor:
+    """L_ITA of unit rows [n, d]; other rows of equal `same` [n] are left out."""
+    logits, rows = logits_of(image, text, 1 / temperature), torch.arange(len(image))
+    rows = rows.to(logits.device)
+    if same is not None:
+        others = positives_of(same) & (rows[:, None] != rows)
+        logits = logits.masked_fill(others, -torch.inf)
+    return F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)
+
+
+# Words and patches --------------------------------------------------------------------
 def attended(asking: Tokens, asked: Tokens, temperature: float) -> tuple[Tensor, Tensor]:
     """What each token of `asking` [n, t, d] takes of `asked` [n, u, d]: unit rows [n, t, d],
     and the weights [n, t, u]; padding of `asked` has weight 0."""
@@ -76,16 +106,34 @@ def attended(asking: Tokens, asked: Tokens, temperature: float) -> tuple[Tensor,
     return unit(weights @ asked.values), weights
 
 
-def token_loss(asking: Tokens, asked: Tokens, temperature: float = 0.1) -> Tensor:
-    """L_word of unit words `asking` and unit patches `asked`; L_patch with both exchanged."""
+def weights_of(mask: Tensor, attention: Tensor | None = None,
+               dtype: torch.dtype = torch.float32) -> Tensor:
+    """ω [n, t]: of real tokens, sum 1 a row; equal, or by attention that is clipped to the
+    row's quantiles .1 and .9. Float32 at least."""
+    dtype = torch.promote_types(dtype, torch.float32)
+    if attention is None:
+        kept = mask.to(dtype)
+    else:
+        real = attention.detach().to(dtype).masked_fill(~mask, torch.nan)
+        low, high = real.nanquantile(torch.tensor([0.1, 0.9]).to(real), 1, keepdim=True)
+        kept = real.clamp(low, high).masked_fill(~mask, 0)
+    return kept / kept.sum(1, keepdim=True)
+
+
+def token_loss(asking: Tokens, asked: Tokens, temperature: float = 0.1,
+               weights: Tensor | None = None) -> Tensor:
+    """L_word of unit words `asking` and unit patches `asked`, or L_patch with both
+    exchanged. weights: ω [n, t] (None: all alike)."""
+    here = asking.mask
+    weights = weights_of(here, None, asking.values.dtype) if weights is None else weights
     own, _ = attended(asking, asked, temperature)
     logits = asking.values @ own.mT / temperature
-    here = asking.mask
     logits = logits.masked_fill(~(here[:, :, None] & here[:, None]), -1e9)
     both = (logits.log_softmax(2) + logits.log_softmax(1)).diagonal(dim1=1, dim2=2)
-    return -(both.masked_fill(~here, 0).sum(1) / here.sum(1)).mean() / 2
+    return -(both.masked_fill(~here, 0) * weights.to(both)).sum(1).mean() / 2
 
 
+# Prototypes ---------------------------------------------------------------------------
 def prototype_loss(image: Tensor, text: Tensor, temperature: float = 0.2,
                    epsilon: float = 0.05) -> Tensor:
     """L_CPA of scores [n, k] of paired rows with the prototypes."""
@@ -94,6 +142,7 @@ def prototype_loss(image: Tensor, text: Tensor, temperature: float = 0.2,
     return -(codes[0] * logs[1] + codes[1] * logs[0]).sum(1).mean() / 2
 
 
+# The method ---------------------------------------------------------------------------
 class Mgca(Method):
     """An adapter on pictures, heads for wholes and tokens, and prototypes."""
 
@@ -101,41 +150,59 @@ class Mgca(Method):
     traits = frozenset({"stopped"})  # the codes
 
     def build(self, settings: MgcaSettings, pairs: Pairs) -> None:
-        width = {name: pairs[column].shape[-1] for name, column in settings.towers.items()}
-        self.adapter = nn.Sequential(nn.Dropout(settings.dropout),
-                                     nn.Linear(width["image"], settings.adapter), nn.GELU())
-        width["image"] = settings.adapter
-        self.heads, self.token_heads = (nn.ModuleDict({
-            name: projector(d, settings.width, settings.head) for name, d in width.items()})
-            for _ in range(2))
-        self.prototypes = nn.Parameter(unit(torch.randn(settings.prototypes, settings.width)))
+        s = settings
+        wide = {name: pairs[column].shape[-1] for name, column in s.towers.items()}
+        self.adapter = nn.Sequential(nn.Dropout(s.dropout),
+                                     nn.Linear(wide["image"], s.adapter), nn.GELU())
+        wide["image"] = s.adapter
+        self.heads = self._heads(wide)
+        self.token_heads = self._heads(wide) if "cta" in s.levels else None
+        if "cpa" in s.levels:
+            self.prototypes = nn.Parameter(unit(torch.randn(s.prototypes, s.width)))
+        else:
+            self.traits = frozenset()  # without codes an ordinary loss
 
-    def adapted(self, image: Tensor) -> Tensor:
-        """Features of pictures [..., d] -> what is probed [..., adapter]."""
-        return self.adapter(image)
+    def _heads(self, wide: Mapping[str, int]) -> nn.ModuleDict:
+        s = self.settings
+        return nn.ModuleDict({name: nn.Sequential(
+            nn.Linear(d, s.hidden), nn.BatchNorm1d(s.hidden), nn.ReLU(),
+            nn.Linear(s.hidden, s.width), nn.BatchNorm1d(s.width, affine=False))
+            for name, d in wide.items()})
 
     def encode(self, batch: dict) -> dict[str, Tensor | Tokens]:
-        """Unit rows by modality, and of the tokens, where the batch has them, unit
-        `<modality>_tokens`."""
-        found = {}
-        for name, column in self.settings.towers.items():
-            before = self.adapted if name == "image" else nn.Identity()
-            if column in batch:
-                found[name] = unit(self.heads[name](before(batch[column])))
-            column = self.settings.tokens[name]
-            if "cta" in self.settings.levels and column in batch:
-                values, mask = batch[column]
-                found[f"{name}_tokens"] = Tokens(
-                    unit(self.token_heads[name](before(values))), mask)
-        return found
+        """Unit rows by modality; `adapted` [n, adapter], which is probed; and with level
+        'cta', of columns that the batch has, unit `image_tokens` and `text_tokens`."""
+        s, found = self.settings, {}
+        seen = {name: self._adapted(name, batch[column])
+                for name, column in s.towers.items() if column in batch}
+        found |= {name: unit(self.heads[name](x)) for name, x in seen.items()}
+        found |= {f"{name}_tokens": self.tokens(name, batch[column])
+                  for name, column in s.tokens.items()
+                  if self.token_heads and column in batch}
+        return found | ({"adapted": seen["image"]} if "image" in seen else {})
+
+    def tokens(self, name: str, tokens: Tokens) -> Tokens:
+        """Tokens of a modality in the shared space, unit, padding zero; without level 'cta'
+        by the head of wholes."""
+        head = (self.token_heads or self.heads)[name]
+        real = unit(head(self._adapted(name, tokens.values[tokens.mask])))
+        values = real.new_zeros(*tokens.mask.shape, real.shape[1])
+        return Tokens(values.masked_scatter(tokens.mask[..., None], real), tokens.mask)
+
+    def _adapted(self, name: str, x: Tensor) -> Tensor:
+        return self.adapter(x) if name == "image" else x
 
     def losses(self, outputs: dict, batch: dict, progress: float) -> dict[str, Tensor]:
         s, (image, text) = self.settings, (outputs["image"], outputs["text"])
-        found = {"ita_loss": 2 * info_nce(image, text, 1 / s.temperature)}
+        same = batch["labels"][s.same] if s.same else None
+        found = {"ita_loss": instance_loss(image, text, s.temperature, same)}
         if "cta" in s.levels:
-            words, patches = outputs["text_tokens"], outputs["image_tokens"]
-            found["cta_loss"] = (token_loss(words, patches, s.token_temperature)
-                                 + token_loss(patches, words, s.token_temperature))
+            tokens = {name: outputs[f"{name}_tokens"] for name in s.tokens}
+            found["cta_loss"] = sum(
+                token_loss(tokens[a], tokens[b], s.token_temperature,
+                           weights_of(tokens[a].mask, batch.get(s.attention[a]),
+                                      tokens[a].values.dtype))
+                for a, b in (("text", "image"), ("image", "text")))
         if "cpa" in s.levels:
             centres = self.prototypes.detach() if progress < s.held else self.prototypes
             found["cpa_loss"] = prototype_loss(image @ centres.T, text @ centres.T,
@@ -144,5 +211,6 @@ class Mgca(Method):
 
     def after_step(self) -> None:
         """Prototypes get unit length again."""
-        with torch.no_grad():
-            self.prototypes.copy_(unit(self.prototypes))
+        if "cpa" in self.settings.levels:
+            with torch.no_grad():
+                self.prototypes.copy_(unit(self.prototypes))
