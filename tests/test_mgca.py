@@ -64,7 +64,7 @@ def test_token_loss_and_its_gradient_are_the_loops(tau, weighed):
                  for n in lengths]
         padded = torch.zeros(a.mask.shape, dtype=torch.float64)
         for row, each in zip(padded, omega):
-            row[:len(each)] = torch.tensor(each)
+            row[:len(each)] = torch.tensor(each, dtype=torch.float64)
         leaves = [x.values.requires_grad_() for x in (a, b)]
         fast = token_loss(a, b, tau, padded if weighed else None)
         slow = slow_token_loss(a, b, tau, omega)

@@ -1,4 +1,33 @@
-"""MGCA's claims: PILOT
+"""MGCA's claims: what three levels and prototypes alone are worth to a probe with few labels,
+whether it is because of rows with the same findings, and where words point.
+
+Corpus: 1,200 generated chest pictures, nobody's, with none to four of twelve findings, and
+reports of templates. Encoders are frozen: 49 cells of a picture, brought from 1,280 to 256
+numbers, and whole words of a report; whole pictures and reports are their means. What is
+probed is an adapter behind the picture's (256 wide, dropout .4), for a frozen encoder could
+not change. Of 840 training rows 24 are labelled, drawn eight times, so that no finding is
+missing; the figure is the macro AUROC of a logistic regression on the 240 test rows.
+
+Arms, with one budget and grid of rates, batches of 128: `ita` aligns wholes alone, `mgca`
+wholes, words and prototypes, `ita+cpa` wholes and prototypes. `ita known` and `ita+cpa known`
+are told which rows have the same findings, and leave these out of each other's negatives. The
+step among 50 and 100 that is best on validation rows, and the rate so over three seeds of
+their own, by the same figure, are taken. `pointing` asks the words that name a finding for the
+best of 49 cells, less the same with words of other findings; `ita` has no heads for words
+and cells, so those of wholes are applied. `clusters`: mutual information of 32 groups of
+training pictures with their sets of findings, less what chance gives.
+
+Looked at before, on baselines alone: in planning, other phantoms (less noise: ITA's AUROC with
+1 % of the labels .965 after 100 steps and .899 after 300); then with linear heads (at 8 labels
+`ita` fell by .015 to .030 from 100 to 300 steps, at 24 not). For this design, seeds 1001 and
+1002, the encoder's own features with 8, 24, 84 and all labels .61 and .65, .68 and .70, .79
+and .80, .88 (one seed); `ita` with dropout .4 and rate .003 .67 and .70, .75 and .78, .84 and
+.85, .88 and .89. With dropout 0, .2, .7 it has .72 (one seed), .78 (the other), .75; with
+rates .001, .01, .03 .73, .75, .63 at dropout .7. 18.5 and 19.0 of 127 other rows have the same
+findings. `ita known`, a bound that no method has, is above `ita` by .030 at dropout 0, .018 at
+.2, .010 and .007 at .4, .001 at .7 (24 labels): false negatives harm most where pairs are
+learned by heart. Dropout .4 was taken, where `ita` is best. Its pointing is .13 and .10, the
+mutual information of its groups .51 and .50 (chance included). Of `mgca` a step was timed, no more.
 
 Draft: nothing is published yet. Delete this line with the first published results.
 """
@@ -11,7 +40,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from alignkit.claims.claim import Arm, Claim, Condition, Reported, Trained
+from alignkit.claims.claim import Arm, Claim, Condition, Null, Reported, Trained
 from alignkit.claims.common import UNLEARNED, Encoders, by_arm, gains, need_labels, rates
 from alignkit.claims.phantom_pairs import phantom_tokens, touched_cells
 from alignkit.data import Pairs, Splits, Tokens
@@ -38,13 +67,13 @@ class Scale(Encoders):
     phantoms: int = 1200
     leading: int | None = 256
     few: int = 24
-    draws: int = 10
+    draws: int = 8
     width: int = 64
     hidden: int = 128
     adapter: int = 256
     prototypes: int = 32
-    dropout: float = 0.7
-    budget: Budget = Budget(steps=200, batch_size=128, lr=3e-3, validate_every=20,
+    dropout: float = 0.4
+    budget: Budget = Budget(steps=100, batch_size=128, lr=3e-3, validate_every=50,
                             select_by="auroc")
 
 
@@ -166,8 +195,21 @@ def groups(arm: Trained) -> Tensor:
 
 
 def agreement(arm: Trained) -> float:
-    """How far `groups` are the sets of findings."""
-    return mutual_information(groups(arm), arm.splits.train.labels[SET])
+    """Mutual information of `groups` with the sets of findings, less its mean with the sets
+    of other rows (ten orders): what as many groups would have by chance."""
+    found, sets = groups(arm), arm.splits.train.labels[SET]
+    drawn = torch.Generator().manual_seed(0)
+    chance = [mutual_information(found, sets[torch.randperm(len(sets), generator=drawn)])
+              for _ in range(10)]
+    return mutual_information(found, sets) - sum(chance) / len(chance)
+
+
+def others_sets(splits: Splits, seed: int) -> Splits:
+    """A null's `transform`: the training rows' sets of findings are those of other rows."""
+    sets, drawn = splits.train.labels[SET], torch.Generator().manual_seed(seed)
+    dealt = sets[torch.randperm(len(sets), generator=drawn)]
+    return splits._replace(train=replace(splits.train, labels={
+        **splits.train.labels, SET: dealt}))
 
 
 def equal_sets(arm: Trained) -> float:
@@ -236,18 +278,21 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         claim("prototypes", "ita", "ita+cpa", "Prototypes alone, beside wholes, do it too."),
         claim("known", "ita", "ita+cpa", "They gain less where rows of the same findings are "
               "no negatives of each other.", "ita known", "ita+cpa known",
+              null=UNLEARNED._replace(margin=0.03),
               **gains(("ita", "ita+cpa"), ("ita known", "ita+cpa known"))),
         claim("clusters", "ita", "ita+cpa", "Prototypes are closer to the sets of findings "
               "than as many groups that k-means finds in what wholes alone have learned.",
               measure=by_arm(agreement), figure="mutual information", margin=0.03,
               margin_why="three hundredths of what two equal groupings have",
+              null=Null("sets of findings dealt anew", others_sets, 0.0, 0.02),
               condition=shared),
     ]
     if "words" in pairs.tables.get("findings", {}):
         found.append(claim(
             "pointing", "ita", "mgca", "The words of a finding point to its place in the "
             "picture.", measure=partial(pointing, pairs=pairs), figure="pointing",
-            margin=0.05, margin_why="one finding in twenty", condition=Condition(
+            margin=0.05, margin_why="one finding in twenty",
+            null=UNLEARNED._replace(margin=0.05), condition=Condition(
                 "the baseline's pointing leaves room",
                 lambda arm: pointing({"": arm}, pairs)[""], -0.2, 0.8)))
     return found

@@ -72,7 +72,7 @@ class MgcaSettings:
     width: int = 64
     hidden: int = 128
     adapter: int = 256
-    dropout: float = 0.7
+    dropout: float = 0.4
     prototypes: int = 32
     held: float = 0.02
     temperature: float = 0.07
