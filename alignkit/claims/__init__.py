@@ -28,8 +28,9 @@ __all__ = ["FEWEST", "FOLLOW_UP", "SCALES", "SEEDS", "Arm", "Claim", "Condition"
            "scoreboard", "slugs", "stored", "summary"]
 
 SCALES = ("tiny", "small", "gpu", "full")
-_SHARED = {"__init__", "claim", "command", "common", "publish", "registered", "results",
-           "runner", "runs", "scoreboard", "small_models", "tower_rows", "train", "work"}
+_SHARED = {"__init__", "claim", "command", "common", "phantom_pairs", "publish", "registered",
+           "results", "runner", "runs", "scoreboard", "small_models", "tower_rows", "train",
+           "work"}
 
 
 def slugs() -> list[str]:
