@@ -74,11 +74,6 @@ named_by_few = Exercise(
             "take the mean of class numbers. Classes have no order: count them and take "
             "the most frequent.",
         ),
-        "one class for all": Mistake(
-            lambda groups, label, known: _votes(groups, label, known).sum(0).argmax()
-            .expand(len(groups)),
-            "take the most frequent class of all rows. Count within each group.",
-        ),
         "by group": Mistake(
             lambda groups, label, known: torch.where(
                 (votes := _votes(groups, label, known)).sum(1) > 0, votes.argmax(1), -1),
