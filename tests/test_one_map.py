@@ -10,6 +10,7 @@ from alignkit.claims import Runs
 from alignkit.claims import one_map as claims
 from alignkit.data import Pairs
 from alignkit.data.dealing import split_shared, unpaired
+from alignkit.data.stacked import bare_name
 from alignkit.evaluation.cells import luck, nearest_tenth
 from alignkit.parts import info_nce, unit
 from alignkit.parts.hub import Hub, HubSettings
@@ -56,6 +57,38 @@ def test_things_of_two_places_are_never_trained(pairs):
         assert shared <= set(parts.test.item.tolist())
         assert not shared & set(torch.cat([parts.train.item, parts.val.item]).tolist())
         assert not {*parts.train.group.tolist()} & {*parts.test.group.tolist()}
+
+
+def test_of_scarce_kinds_a_quarter_chooses(pairs):
+    """20 groups of things that stand in one place have a sound: 13, 5 and 2."""
+    for seed in range(3):
+        parts = split_shared(pairs, seed, scarce=["sound_features"])
+        count = [len(part.group[part.present["sound_features"]].unique()) for part in parts]
+        assert count == [13, 5, 2 + 5]
+        assert sorted(i for part in parts for i in part.ids) == sorted(pairs.ids)
+        for a, b in combinations(parts, 2):
+            assert not {*a.group.tolist()} & {*b.group.tolist()}
+    few = pairs.select((pairs.labels["part"] == 0) | (pairs.item < 69))  # nine such groups
+    for a, b in zip(split_shared(few, 1), split_shared(few, 1, scarce=["sound_features"])):
+        assert a.ids == b.ids
+
+
+def test_one_thing_is_one_item_whatever_it_is_called():
+    pairs = claims.data("tiny")
+    said = [bare_name(text) for text in pairs["text"]]
+    item = dict(zip(said, pairs.item.tolist()))
+    for a, b in (("lip stick", "lipstick"), ("bike", "bicycle"), ("badger", "beaver"),
+                 ("mountaingoat", "ram"), ("tv", "television"), ("keys", "key")):
+        assert item[a] == item[b]
+    assert item["bicycle"] != item["motorcycle"]
+    sound = pairs["sound_features"]
+    rows = pairs.present["sound_features"].nonzero()[:, 0]
+    equal = (sound[rows][:, None] == sound[rows]).all(2)
+    same = pairs.item[rows][:, None] == pairs.item[rows]
+    assert (same | ~equal).all()
+    parts = claims.split(pairs, 1)
+    for a, b in combinations(parts, 2):
+        assert not {*a.item.tolist()} & {*b.item.tolist()}
 
 
 @pytest.mark.parametrize("hub", ["text", "image"])

@@ -25,6 +25,26 @@ def test_rows_follow_each_other_and_lack_what_their_part_has_not():
     assert both.label_names["part"] == ["drawn", "made"]
 
 
+def test_two_names_of_one_thing_are_one_item():
+    one, two = part(["lipstick", "dog"]), part(["Lip stick", "A bee."])
+    both = stack({"a": one, "b": two}, {"lip stick": "lipstick"})
+    assert both.item.tolist() == both.group.tolist() == [0, 1, 0, 3]
+    with pytest.raises(ValueError, match=r"no row is called \['lip  stick'\]"):
+        stack({"a": one, "b": two}, {"lip  stick": "lipstick"})
+
+
+def test_rows_with_equal_features_are_one_item_where_they_have_them():
+    """Badger and beaver share a recording; zeros of rows that have none are no recording."""
+    sound = torch.tensor([[1.0, 2], [1, 2], [3, 4], [0, 0], [0, 0]])
+    rows = part(["badger", "beaver", "cow", "mute", "dumb"], sound=sound).with_present(
+        "sound", torch.tensor([1, 1, 1, 0, 0]).bool())
+    both = stack({"heard": rows, "drawn": part(["beaver", "mute"])}, equal=["sound"])
+    assert both.item.tolist() == [0, 0, 2, 3, 4, 0, 3]
+    assert stack({"heard": rows}).item.tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="no part has features 'points'"):
+        stack({"heard": rows}, equal=["points"])
+
+
 def test_groups_are_joined_through_items():
     one = Pairs.make({"text": ["red heart", "blue heart", "dog"]}, group=[0, 0, 2])
     both = stack({"one": one, "two": part(["Blue heart.", "dog house"])})
@@ -57,6 +77,8 @@ def test_the_hash_is_of_all_parts():
         return stack({str(k): part([text]) for k, text in enumerate(texts)}).provenance.hash
 
     assert hashed("dog", "cat") == hashed("dog", "cat") != hashed("dog", "bee")
+    parts = {"a": part(["dog", "hound"])}
+    assert stack(parts).provenance.hash != stack(parts, {"hound": "dog"}).provenance.hash
 
 
 @pytest.mark.parametrize("text, bare", [

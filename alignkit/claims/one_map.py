@@ -9,13 +9,14 @@ Corpus, a row a thing of one place: OpenMoji's drawings with their names, the na
 3D's furniture, one piece a name, as a cloud of points and a rendered icon (real); Tux Paint's
 animals and things with the sounds they make, their pictures, and 65 sentences read by people
 (real). "A dog." and "dog" are one thing, so a sound may look for a shape, though no row has
-both.
+both; so are lip stick and lipstick (`SAME`), and badger and beaver, ram and mountain goat, which
+share a recording.
 
 Splits: things that occur in two of the places, or as a clip and elsewhere, are never trained;
-they and a sixth of the rest are the test. `dealt`: every group of training things is for one
-kind of material alone (for the scarce ones, sounds and clips, where it has them), so that two
-kinds other than the hub never met, nor did the hub tell them of one thing. By name, that is:
-lip stick and lipstick are two, and badger and beaver, ram and mountain goat share a recording.
+they and a sixth of the rest are the test, of those with a sound or a clip a tenth, for a quarter
+of these choose. `dealt`: every group of training things is for one kind of material alone (for
+the scarce ones, sounds and clips, where it has them), so that two kinds other than the hub never
+met, nor did the hub tell them of one thing.
 
 Arms, all with linear heads of one width, a learned temperature, InfoNCE in which every pair of
 kinds that meets weighs the same, one budget and one grid of rates: `words`: dealt, each kind
@@ -40,7 +41,13 @@ from). 60 steps of 512 find as much as 150 or 300, which overfit, and batches of
 Higher rates find more, so the grid went to .1, and to 1 after `words` had chosen its end; no
 validation score was read.
 
-Run again with seeds 5000 to 5007: +.100 [+.070, +.129], holds; new rows [+.044, +.156].
+This is the second design. The first took things by their bare names, had four frames a clip and
+a tenth of the sounds and clips to choose by (some six and twenty); seeds 100 to 107: `emergent`
++.105 [+.078, +.132], `direct` +.072, `meaning` +.118, which held, `hub` +.024, not resolved, and
+the nulls of the last two not passed; a reader's seeds 5000 to 5007: `emergent` +.100 [+.070,
++.129]. All that was known when the second was registered; claims, margins, nulls, arms, budget
+and grid are the first's. For the second, names and recordings and how many rows of a split have
+each kind were looked at, and no arm.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -66,10 +73,21 @@ from alignkit.parts import Method
 from alignkit.parts.hub import Hub, HubSettings
 from alignkit.training import Budget
 
-FIRST = 100  # of the paired seeds
+FIRST = 300  # of the paired seeds; the first design's were 100 to 107
 NEEDS = ("image", "text", "speech")
 KINDS = ("text", "image", "speech", "sound", "points", "video")
 SCARCE = ("sound", "video")  # a group that has them is dealt to them
+# One thing, named otherwise elsewhere: spellings, numbers, short forms, plain synonyms.
+SAME = {
+    "bath": "bathtub", "bee": "honeybee", "big fireworks": "fireworks", "bike": "bicycle",
+    "black bird": "blackbird", "checkered flag": "chequered flag", "couch": "sofa",
+    "cup cake": "cupcake", "extinguisher": "fire extinguisher", "fire truck": "fire engine",
+    "fridge": "refrigerator", "glove": "gloves", "hashtray": "ashtray", "keys": "key",
+    "letters box": "mailbox", "lip stick": "lipstick", "motorbike": "motorcycle",
+    "pedestrian crossing (“ped xing”)": "pedestrian crossing", "phone": "telephone",
+    "postbox": "mailbox", "puzzle": "puzzle piece", "short": "shorts",
+    "street light": "street lamp", "suv": "sport utility vehicle", "tulips": "tulip",
+    "tv": "television", "wheelchair": "manual wheelchair"}
 MARGIN = {"margin": 0.03, "margin_why": "three in a hundred; chance finds ten"}
 
 
@@ -83,7 +101,7 @@ class Scale(Encoders):
     video: str = "frames:image:efficientnet-lite0"
     things: int | None = None
     clips: int = 240
-    frames: int = 4
+    frames: int = 2
     width: int = 64
     budget: Budget = Budget(steps=60, batch_size=256, lr=1e-2, validate_every=10,
                             select_by="hit@10%")
@@ -114,7 +132,8 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     s, own = SCALES[scale], pairs is not None or scale in ("gpu", "full")
     if own:
         return with_features(image_text(scale, pairs), s)
-    pairs = stack({name: with_features(part, s) for name, part in places(s).items()})
+    parts = {name: with_features(part, s) for name, part in places(s).items()}
+    pairs = stack(parts, SAME, equal=["sound_features"])
     if s.things is None:
         return pairs
     shared = in_several(pairs)
@@ -130,14 +149,20 @@ def places(s: Scale) -> dict[str, Pairs]:
     heard = stamps()
     heard = heard.select(heard.present["sound"] | heard.present["speech"])
     drawn = gram.data("small")
-    known = {bare_name(text) for part in (made, heard) for text in part["text"]}
-    elsewhere = torch.tensor([bare_name(text) in known for text in drawn["text"]])
+    known = {thing(text) for part in (made, heard) for text in part["text"]}
+    elsewhere = torch.tensor([thing(text) in known for text in drawn["text"]])
     first = elsewhere.int().argsort(descending=True, stable=True)  # then in Unicode's order
     some = torch.cat([first[:int(elsewhere.sum())], first[int(elsewhere.sum())::7]])
     move = torch.zeros(len(drawn), dtype=torch.bool)
     move[some[:s.clips]] = True
     drawn = drawn.with_columns(video=moving(drawn.ids, frames=s.frames))
     return {"drawn": drawn.with_present("video", move), "made": made, "heard": heard}
+
+
+def thing(text: str) -> str:
+    """"A bike." and "Bicycle" -> "bicycle"."""
+    name = bare_name(text)
+    return SAME.get(name, name)
 
 
 def with_features(pairs: Pairs, s: Scale) -> Pairs:
@@ -151,6 +176,12 @@ def with_features(pairs: Pairs, s: Scale) -> Pairs:
 def kinds_of(pairs: Pairs) -> list[str]:
     """The kinds of material of which `pairs` has features, words first."""
     return [kind for kind in KINDS if f"{kind}_features" in pairs.columns]
+
+
+def split(pairs: Pairs, seed: int) -> Splits:
+    """Things of several places are the test's; of scarce kinds more choose."""
+    scarce = [f"{kind}_features" for kind in SCARCE if kind in kinds_of(pairs)]
+    return split_shared(pairs, seed, scarce=scarce)
 
 
 def dealt(splits: Splits, seed: int, hub: str = "text") -> Splits:
@@ -230,7 +261,7 @@ def _arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
 
     @lru_cache(maxsize=8)
     def splits_of(seed: int, hub: str = "", broken: bool = False) -> Splits:
-        parts = split_shared(rows, seed)
+        parts = split(rows, seed)
         parts = dealt(parts, seed, hub) if hub else parts
         return training_unpaired(parts, seed) if broken else parts
 

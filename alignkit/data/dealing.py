@@ -10,6 +10,8 @@ from torch import Tensor
 from alignkit.data.corruptions import shuffle_pairs
 from alignkit.data.pairs import Pairs, Splits
 
+ENOUGH = 10  # groups that are split apart
+
 
 def in_several(pairs: Pairs, label: str = "part") -> Tensor:
     """Rows [n], bool, of groups that stand in two classes of a label or more, such as two
@@ -21,14 +23,24 @@ def in_several(pairs: Pairs, label: str = "part") -> Tensor:
     return torch.isin(pairs.group, groups[count > 1])
 
 
-def split_shared(pairs: Pairs, seed: int,
-                 fractions: Sequence[float] = (0.73, 0.1, 0.17)) -> Splits:
+def split_shared(pairs: Pairs, seed: int, fractions: Sequence[float] = (0.73, 0.1, 0.17),
+                 scarce: Sequence[str] = (),
+                 of_scarce: Sequence[float] = (0.65, 0.25, 0.1)) -> Splits:
     """`Pairs.split`, redrawn by group, but groups that stand in several parts are all in
-    the test."""
-    shared = in_several(pairs)
-    parts = pairs.select(~shared).split(seed, fractions)
-    test = shared | torch.isin(pairs.group, parts.test.group)
-    return parts._replace(test=pairs.select(test))
+    the test; of the others those that have a scarce column are split apart, each such column
+    in turn, where there are `ENOUGH` of them, so that enough of them choose."""
+    left, shared = ~in_several(pairs), in_several(pairs)
+    found = []
+    for column in scarce:
+        rare = left & torch.isin(pairs.group, pairs.group[pairs.present[column]])
+        if len(pairs.group[rare].unique()) >= ENOUGH:
+            found.append(pairs.select(rare).split(seed, of_scarce))
+            left = left & ~rare
+    if left.any():
+        found.append(pairs.select(left).split(seed, fractions))
+    train, val, test = (torch.cat([part.group for part in parts]) for parts in zip(*found))
+    return Splits(*(pairs.select(torch.isin(pairs.group, part)) for part in (
+        train, val, torch.cat([test, pairs.group[shared]]))))
 
 
 def deal(rows: Pairs, seed: int, hub: str, columns: Sequence[str],

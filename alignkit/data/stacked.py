@@ -3,7 +3,7 @@ become rows of one table, and equal names one item."""
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -13,10 +13,11 @@ from alignkit.data.columns import Column, Lazy
 from alignkit.data.corpora import plain, together
 from alignkit.data.pairs import Pairs, Provenance
 
-RECIPE = "stacked 1"
+RECIPE = "stacked 2"
 
 
-def stack(parts: Mapping[str, Pairs]) -> Pairs:
+def stack(parts: Mapping[str, Pairs], names: Mapping[str, str] | None = None,
+          equal: Sequence[str] = ()) -> Pairs:
     """The rows of all `parts`, one part after the other; a row lacks the columns that its
     part has not (`present`).
 
@@ -27,22 +28,32 @@ def stack(parts: Mapping[str, Pairs]) -> Pairs:
     Args:
         parts: name -> pairs with the column `text`; columns of one name are of one kind, and
             tensors of one shape a row.
+        names: bare name -> the bare name of the same thing, {"lip stick": "lipstick"}.
+        equal: columns of features; rows that have the same numbers in one are one item, such
+            as two animals that share a recording.
 
-    Raises: ValueError for no parts, or columns of one name that do not fit together;
-        KeyError for a part without `text`.
+    Raises: ValueError for no parts, columns of one name that do not fit together, a name of
+        `names` that no row has, or a column of `equal` that is none of tensors; KeyError for
+        a part without `text`.
     """
     if not parts:
         raise ValueError("parts is empty: give at least one, {'emoji': emoji()}")
-    names = [f"{name} {i}" for name, rows in parts.items() for i in rows.ids]
+    ids = [f"{name} {i}" for name, rows in parts.items() for i in rows.ids]
     texts = [bare_name(text) for rows in parts.values() for text in rows["text"]]
+    names = dict(names or {})
+    if unknown := sorted({*names} - {*texts}):
+        raise ValueError(f"names: no row is called {unknown}; see `bare_name`")
     columns = list(dict.fromkeys(c for rows in parts.values() for c in rows.columns))
     items = [(name, k) for name, rows in parts.items() for k in rows.item.tolist()]
     groups = [(name, k) for name, rows in parts.items() for k in rows.group.tolist()]
-    item = together(list(zip(items, texts, strict=True)))
-    told = "\n".join(f"{name} {rows.provenance.hash}" for name, rows in parts.items())
+    called = [("name", names.get(text, text)) for text in texts]
+    item = together([(*key, *numbers) for *key, numbers in zip(
+        items, called, _numbers(parts, equal), strict=True)])
+    told = "\n".join([f"{name} {rows.provenance.hash}" for name, rows in parts.items()]
+                     + [str(sorted(names.items())), str(list(equal))])
     kinds = {rows.provenance.kind for rows in parts.values()}
     return Pairs.make(
-        {c: _under(c, parts) for c in columns}, ids=names, item=item,
+        {c: _under(c, parts) for c in columns}, ids=ids, item=item,
         group=together(list(zip(groups, item, strict=True))),
         present={c: torch.cat([rows.present[c] if c in rows.columns
                                else torch.zeros(len(rows), dtype=torch.bool)
@@ -60,6 +71,21 @@ def stack(parts: Mapping[str, Pairs]) -> Pairs:
 def bare_name(text: str) -> str:
     """"A dog." and "Dog" -> "dog": without article, case and final stop."""
     return re.sub(r"^(an?|the)\s+", "", plain(text))
+
+
+def _numbers(parts: Mapping[str, Pairs], equal: Sequence[str]) -> list[list[tuple]]:
+    """For each row its (column, bytes) of those of `equal` that it has."""
+    found: list[list[tuple]] = [[] for rows in parts.values() for _ in range(len(rows))]
+    for column in equal:
+        if not any(isinstance(rows.columns.get(column), Tensor) for rows in parts.values()):
+            raise ValueError(f"equal: no part has features {column!r}")
+        at = 0
+        for rows in parts.values():
+            if column in rows.columns:
+                for k in rows.present[column].nonzero()[:, 0].tolist():
+                    found[at + k].append((column, rows[column][k].numpy().tobytes()))
+            at += len(rows)
+    return found
 
 
 def _under(name: str, parts: Mapping[str, Pairs]) -> Column:
