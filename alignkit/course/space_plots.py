@@ -14,7 +14,7 @@ def tiles(contents: Sequence, captions: Sequence[str], columns: int = 6):
 
 
 def tile(axis, content) -> None:
-    """Draw one row in a square: a picture, a clip [t, h, w, 3] (its first four frames), a
+    """Draw one row in a square: a picture, a clip [t, h, w, 3] (its first four frames, or two), a
     cloud [p, 3] with y up, a sound (samples [t], rate), or a text."""
     import numpy as np
 
@@ -24,7 +24,8 @@ def tile(axis, content) -> None:
         wave = np.asarray(content[0])
         axis.plot(wave[::max(1, len(wave) // 800)], linewidth=0.5)
     elif (x := np.asarray(content)).ndim == 4:
-        axis.imshow(np.concatenate([np.concatenate(list(x[k:k + 2]), 1) for k in (0, 2)]))
+        axis.imshow(np.concatenate([np.concatenate(list(x[k:k + 2]), 1)
+                                    for k in ((0, 2) if len(x) > 3 else (0,))]))
     elif x.shape[1] == 3:
         order = np.argsort(-x[:, 0])
         axis.scatter(-x[order, 2], x[order, 1], s=0.4, c=-x[order, 0], cmap="cividis")
