@@ -9,14 +9,12 @@ Corpus, a row a thing of one place: OpenMoji's drawings with their names, the na
 3D's furniture, one piece a name, as a cloud of points and a rendered icon (real); Tux Paint's
 animals and things with the sounds they make, their pictures, and 65 sentences read by people
 (real). "A dog." and "dog" are one thing, so a sound may look for a shape, though no row has
-both; so are lip stick and lipstick (`SAME`), and badger and beaver, ram and mountain goat, which
-share a recording.
+both; so are lip stick and lipstick (`SAME`), and badger and beaver, which share a recording.
 
-Splits: things that occur in two of the places, or as a clip and elsewhere, are never trained;
-they and a sixth of the rest are the test, of those with a sound or a clip a tenth, for a quarter
-of these choose. `dealt`: every group of training things is for one kind of material alone (for
-the scarce ones, sounds and clips, where it has them), so that two kinds other than the hub never
-met, nor did the hub tell them of one thing.
+Splits: things of two places are never trained; they and a sixth of the rest are the test, of those
+with a sound or a clip a tenth, for a quarter of these choose. `dealt`: every group of training
+things is for one kind alone (for the scarce ones, sounds and clips, where it has them), so that two
+kinds other than the hub never met, nor did the hub tell them of one thing.
 
 Arms, all with linear heads of one width, a learned temperature, InfoNCE in which every pair of
 kinds that meets weighs the same, one budget and one grid of rates: `words`: dealt, each kind
@@ -36,24 +34,19 @@ say nothing.
 
 Looked at before, on the baselines `anchored`, `pictures` and `broken` alone, seeds 3001 and
 3002: hit@10% with the hub .38 to .48 (`anchored`) and .52 (`pictures`), of the other cells .24
-to .28 and .17 to .19, of `broken` .12 and .14. Sounds are weak (.20 with words: some 50 to learn
-from). 60 steps of 512 find as much as 150 or 300, which overfit, and batches of 256 as much.
-Higher rates find more, so the grid went to .1, and to 1 after `words` had chosen its end; no
-validation score was read.
+to .28 and .17 to .19, of `broken` .12 and .14. 60 steps of 512 find as much as 150 or 300, and
+batches of 256 as much. The grid went to 1 after `words` had chosen its end.
 
 This is the second design. The first took things by their bare names, had four frames a clip and
-a tenth of the sounds and clips to choose by (some six and twenty); seeds 100 to 107: `emergent`
-+.105 [+.078, +.132], `direct` +.072, `meaning` +.118, which held, `hub` +.024, not resolved, and
-the nulls of the last two not passed; a reader's seeds 5000 to 5007: `emergent` +.100 [+.070,
-+.129]. All that was known when the second was registered; claims, margins, nulls, arms, budget
-and grid are the first's. For the second, names and recordings and how many rows of a split have
-each kind were looked at, and no arm.
+some six sounds and twenty clips to choose by; seeds 100 to 107: `emergent` +.105 [+.078, +.132],
+`direct` +.072 and `meaning` +.118 held, `hub` +.024 was not resolved, the last two nulls were not
+passed; a reader's seeds 5000 to 5007: `emergent` +.100. All that was known when the second was
+registered; it has the first's claims, margins, nulls, arms and grid. No arm was looked at for it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import combinations
 from statistics import mean
 
 import torch
@@ -65,10 +58,10 @@ from alignkit.data import Pairs, Splits
 from alignkit.data.clips import moving
 from alignkit.data.dealing import deal, in_several, split_shared, unpaired
 from alignkit.data.furniture import furniture
-from alignkit.data.stacked import bare_name, stack
+from alignkit.data.stacked import SAME, stack, thing
 from alignkit.data.stamps import stamps
 from alignkit.encoders import add_features
-from alignkit.evaluation.cells import FEWEST, Cell, nearest_tenth
+from alignkit.evaluation.cells import FEWEST, Cell, cells_of, nearest_tenth
 from alignkit.parts import Method
 from alignkit.parts.hub import Hub, HubSettings
 from alignkit.training import Budget
@@ -77,17 +70,6 @@ FIRST = 300  # of the paired seeds; the first design's were 100 to 107
 NEEDS = ("image", "text", "speech")
 KINDS = ("text", "image", "speech", "sound", "points", "video")
 SCARCE = ("sound", "video")  # a group that has them is dealt to them
-# One thing, named otherwise elsewhere: spellings, numbers, short forms, plain synonyms.
-SAME = {
-    "bath": "bathtub", "bee": "honeybee", "big fireworks": "fireworks", "bike": "bicycle",
-    "black bird": "blackbird", "checkered flag": "chequered flag", "couch": "sofa",
-    "cup cake": "cupcake", "extinguisher": "fire extinguisher", "fire truck": "fire engine",
-    "fridge": "refrigerator", "glove": "gloves", "hashtray": "ashtray", "keys": "key",
-    "letters box": "mailbox", "lip stick": "lipstick", "motorbike": "motorcycle",
-    "pedestrian crossing (“ped xing”)": "pedestrian crossing", "phone": "telephone",
-    "postbox": "mailbox", "puzzle": "puzzle piece", "short": "shorts",
-    "street light": "street lamp", "suv": "sport utility vehicle", "tulips": "tulip",
-    "tv": "television", "wheelchair": "manual wheelchair"}
 MARGIN = {"margin": 0.03, "margin_why": "three in a hundred; chance finds ten"}
 
 
@@ -159,12 +141,6 @@ def places(s: Scale) -> dict[str, Pairs]:
     return {"drawn": drawn.with_present("video", move), "made": made, "heard": heard}
 
 
-def thing(text: str) -> str:
-    """"A bike." and "Bicycle" -> "bicycle"."""
-    name = bare_name(text)
-    return SAME.get(name, name)
-
-
 def with_features(pairs: Pairs, s: Scale) -> Pairs:
     """`pairs` with the features of every one of the `KINDS` that it has and lacks them."""
     for kind in KINDS:
@@ -204,8 +180,7 @@ def training_unpaired(splits: Splits, seed: int) -> Splits:
 
 def test_unpaired(splits: Splits, seed: int) -> Splits:
     """A null's `transform`: no test row keeps its material."""
-    return splits._replace(test=unpaired(splits.test, seed,
-                                         _leaves(splits.test)))
+    return splits._replace(test=unpaired(splits.test, seed, _leaves(splits.test)))
 
 
 @dataclass(frozen=True)
@@ -221,8 +196,7 @@ def validation(method: Method, splits: Splits) -> dict[str, float]:
     return {"hit@10%": mean(found.values())}
 
 
-def over(cells: Sequence[Cell], every: Sequence[Cell],
-         ) -> Callable[[Mapping[str, Trained]], dict]:
+def over(cells: Sequence[Cell], every: Sequence[Cell]) -> Callable[[Mapping[str, Trained]], dict]:
     """A claim's `measure`: the mean over the cells by arm, and beside it `every` cell."""
     def measure(arms: Mapping[str, Trained]) -> dict[str, float]:
         figures = {}
@@ -232,11 +206,6 @@ def over(cells: Sequence[Cell], every: Sequence[Cell],
             figures |= {f"{name}, {a}-{b}": value for (a, b), value in found.items()}
         return figures
     return measure
-
-
-def cells_of(kinds: Sequence[str]) -> list[Cell]:
-    """Every two of the kinds."""
-    return list(combinations(kinds, 2))
 
 
 def meeting(rows: Pairs, kinds: Sequence[str]) -> list[Cell]:
@@ -281,8 +250,7 @@ def _arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
 
 
 def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
-    """The claims on `pairs` (from `data`); `hub` where three kinds are neither words nor
-    pictures."""
+    """The claims on `pairs` (from `data`); `hub` where three are neither words nor pictures."""
     s, arms = SCALES[scale], _arms(pairs, SCALES[scale])
     leaves = kinds_of(pairs)[1:]
     met = meeting(pairs, leaves)

@@ -14,6 +14,18 @@ from alignkit.data.corpora import plain, together
 from alignkit.data.pairs import Pairs, Provenance
 
 RECIPE = "stacked 2"
+# What OpenMoji, Sweet Home 3D or Tux Paint call by another name than the rest: other spellings,
+# numbers, short forms, plain synonyms.
+SAME = {
+    "bath": "bathtub", "bee": "honeybee", "big fireworks": "fireworks", "bike": "bicycle",
+    "black bird": "blackbird", "checkered flag": "chequered flag", "couch": "sofa",
+    "cup cake": "cupcake", "extinguisher": "fire extinguisher", "fire truck": "fire engine",
+    "fridge": "refrigerator", "glove": "gloves", "hashtray": "ashtray", "keys": "key",
+    "letters box": "mailbox", "lip stick": "lipstick", "motorbike": "motorcycle",
+    "pedestrian crossing (“ped xing”)": "pedestrian crossing", "phone": "telephone",
+    "postbox": "mailbox", "puzzle": "puzzle piece", "short": "shorts",
+    "street light": "street lamp", "suv": "sport utility vehicle", "tulips": "tulip",
+    "tv": "television", "wheelchair": "manual wheelchair"}
 
 
 def stack(parts: Mapping[str, Pairs], names: Mapping[str, str] | None = None,
@@ -71,6 +83,12 @@ def stack(parts: Mapping[str, Pairs], names: Mapping[str, str] | None = None,
 def bare_name(text: str) -> str:
     """"A dog." and "Dog" -> "dog": without article, case and final stop."""
     return re.sub(r"^(an?|the)\s+", "", plain(text))
+
+
+def thing(text: str) -> str:
+    """"A bike." and "Bicycle" -> "bicycle": the bare name, and of several in `SAME` one."""
+    name = bare_name(text)
+    return SAME.get(name, name)
 
 
 def _numbers(parts: Mapping[str, Pairs], equal: Sequence[str]) -> list[list[tuple]]:

@@ -2,6 +2,7 @@
 among the nearest tenth?"""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from math import comb
 from statistics import mean
 
@@ -14,6 +15,11 @@ from alignkit.evaluation.retrieval import retrieval
 
 Cell = tuple[str, str]
 FEWEST = 5  # things that a cell needs to be counted
+
+
+def cells_of(kinds: Sequence[str]) -> list[Cell]:
+    """Every two of the kinds."""
+    return list(combinations(kinds, 2))
 
 
 def nearest_tenth(method: nn.Module, rows: Pairs, cells: Sequence[Cell],
