@@ -5,7 +5,9 @@ import os
 import pickle
 import random
 import re
+import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -263,3 +265,32 @@ def test_what_is_sent_where_nothing_can_be_forked():
     assert made.keys() == wanted.keys() and not lazy and not read
     assert torch.equal(made["text_features"], wanted["text_features"])
     assert all(weight.is_meta for weight in ahead.recipe.method.parameters())
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    """Also those that have more to send than the pipe holds: they would wait for ever."""
+    told = tmp_path / "workers"
+
+    class Many(Noisy):
+        def collate(self, rows, generator):
+            with told.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            return super().collate(rows, generator) | {"long": [f"{k:099d}" for k in range(1000)]}
+
+        def after_step(self):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        run(Many)
+    os.waitpid(child, 0)
+    time.sleep(0.5)  # for the last line
+    workers = {int(line) for line in told.read_text().split()}
+    assert len(workers) == 2
+    left, until = workers, time.monotonic() + 20
+    while left and time.monotonic() < until:
+        time.sleep(0.1)
+        left = {worker for worker in workers if Path(f"/proc/{worker}").exists()}
+    for worker in left:
+        os.kill(worker, signal.SIGKILL)
+    assert not left

@@ -97,12 +97,14 @@ def train(folder: Path | None = None, pause: float = 0.0, budget: Budget = BUDGE
 
 def kill_with_workers(folder: Path) -> None:
     """The same, each life with another number of workers."""
-    kill(folder, most=3)
+    kill(folder, most=2)
 
 
 def kill(folder: Path, most: int = 0) -> None:
     """Kill the run twenty times, then finish it: at random moments after a new
     checkpoint, or at a random moment while one is written. most: workers."""
+    import accelerate  # noqa: F401  once, and not in each life
+
     draw, killed = random.Random(), 0
     for life in range(20):
         before = set(folder.glob("*.json"))

@@ -3,6 +3,8 @@
 import os
 import pickle
 import sys
+import threading
+import time
 import traceback
 from dataclasses import dataclass, replace
 from multiprocessing.pool import RemoteTraceback
@@ -245,3 +247,11 @@ def _as_it_is(batch):
 
 def _in_a_worker(_: int) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads are not forked
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose parent is killed would wait for ever with batches that nobody takes."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
