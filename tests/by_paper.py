@@ -34,7 +34,8 @@ SLOW = 2  # CPU seconds from which a test is no longer quick
 
 @dataclass
 class Spent:
-    """CPU seconds by test; `quick` names those that `-m quick` chooses, `starting` is
+    """CPU seconds by test, and by fixture where it is made once for many tests (a test of its
+    file); `quick` names those that `-m quick` chooses, `starting` is
     what the processes took before they collected. steps: seconds of what .ci/run did
     before the tests. collecting: what that took, a file's seconds spread over its tests:
     a paper's share comes once more with each further paper, the libraries that the first
@@ -146,7 +147,7 @@ def table(spent: Spent) -> list[str]:
                  f"starting {spent.starting:.0f}, "
                  f"collecting {sum(spent.collecting.values()):.0f}")
     lines += [f"in turn: {test}" for test in spent.tests if f", day {DAY}]" in test]
-    slow = [test for test in spent.quick if spent.tests[test] > SLOW]
+    slow = [test for test in spent.quick if spent.tests[test] > SLOW and "::test_" in test]
     lines += [f"over {SLOW} s and not marked slow: {test}" for test in slow]
     quick = {test: spent.tests[test] for test in spent.quick}
     whole = [("all tests", spent.tests, 0.0, MINUTES), ("-m quick", quick, 0.0, QUICK_MINUTES)]
@@ -198,6 +199,7 @@ class ByPaper:
 
     def __init__(self):
         self.spent = Spent()
+        self.common: dict[str, float] = {}  # what the running test's fixtures made for many
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config, log):
@@ -236,11 +238,23 @@ class ByPaper:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item):
-        before = cpu()
+        before, self.common = cpu(), {}
         done = yield
-        quick = [item.nodeid] if item.get_closest_marker("quick") else []
-        self.spent.add({item.nodeid: cpu() - before}, quick, 0.0, {})
+        own = cpu() - before - sum(self.common.values())
+        found = {item.nodeid: own} | self.common
+        self.spent.add(found, [*found] if item.get_closest_marker("quick") else [], 0.0, {})
         return done
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_fixture_setup(self, fixturedef, request):
+        """What is made once for many tests is not the cost of the one that comes first."""
+        before = cpu()
+        try:
+            return (yield)
+        finally:
+            if fixturedef.scope != "function":
+                name = f"{fixturedef.baseid}::{fixturedef.argname}"
+                self.common[name] = self.common.get(name, 0.0) + cpu() - before
 
     def pytest_sessionfinish(self, session):
         if hasattr(session.config, "workeroutput"):

@@ -29,6 +29,19 @@ def pytest_sessionstart(session):
         torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def first_step():
+    """A step of training: what torch imports at a process's first one (2 s) is no one
+    paper's cost."""
+    import torch
+
+    from alignkit import Budget, Pairs, fit
+    from alignkit.parts import DualEncoder, Settings
+
+    pairs = Pairs.from_features({"image_features": torch.eye(4), "text_features": torch.eye(4)})
+    fit(DualEncoder(Settings(), pairs), pairs, Budget(steps=1))
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
     """`-m quick`: all but notebooks and what is marked slow."""

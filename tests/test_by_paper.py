@@ -133,10 +133,14 @@ def test_two_workers_share_a_file_by_paper_and_their_seconds_are_summed(tmp_path
     for slug in ("cup", "tea"):
         (tmp_path / "alignkit" / "methods" / f"{slug}.py").touch()
     (tmp_path / "tests" / "test_all.py").write_text(
-        "import os, pathlib, pytest\n\n"
+        "import os, pathlib, pytest, time\n\n"
+        "@pytest.fixture(scope='module')\n"
+        "def made():\n"
+        "    end = time.process_time() + 0.3\n"
+        "    while time.process_time() < end: pass\n\n"
         "@pytest.mark.parametrize('n', range(6))\n"
         "@pytest.mark.parametrize('slug', ['cup', 'tea'])\n"
-        "def test_a(slug, n):\n"
+        "def test_a(slug, n, made):\n"
         "    pathlib.Path(f'{slug}-{os.environ[\"PYTEST_XDIST_WORKER\"]}').touch()\n")
     (tmp_path / "tests" / "test_cup.py").write_text(
         "import subprocess, sys, time\n\nend = time.process_time() + 0.2\n"
@@ -156,6 +160,9 @@ def test_two_workers_share_a_file_by_paper_and_their_seconds_are_summed(tmp_path
     assert len(made) == 2 and {name[-1] for name in made} == {"0", "1"}, made
     kept = tmp_path / ".pytest_cache" / "v" / by_paper.KEPT
     spent = Spent(**json.loads(kept.read_text("utf-8")))
+    (tea,) = (line.split() for line in lines if line.startswith("tea "))
+    assert float(tea[1]) < 0.2  # what is made for many tests is the package's
+    assert spent.tests.pop("tests/test_all.py::made") > 0.25
     assert spent.starting > 0.1 and set(spent.collecting) == set(spent.tests)
     assert 0.35 < spent.collecting["tests/test_cup.py::test_a"] < 5  # by both workers
     (cup,) = (line.split() for line in lines if line.startswith("cup "))
