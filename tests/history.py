@@ -16,5 +16,12 @@ def committed(path: str, text: str) -> int | None:
     """How many commits led to the first that had `text` in a file; None if unknown."""
     if git("rev-parse", "--is-shallow-repository").strip() != "false":
         return None
-    found = git("log", "--reverse", "--format=%H", f"-S{text}", "--", path).split()
-    return int(git("rev-list", "--count", found[0])) if found else None
+    # All of a paper's files at once: each call reads the history.
+    slug = path.rpartition("/")[2].partition(".")[0]
+    beside = f":(glob)alignkit/claims/*/{slug}.*"
+    said = git("log", "--reverse", "--format=>%H", "--name-only", f"-S{text}", "--", beside)
+    for commit in said.split(">")[1:]:
+        first, *paths = commit.split()
+        if path in paths:
+            return int(git("rev-list", "--count", first))
+    return None

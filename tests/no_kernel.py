@@ -10,9 +10,9 @@ from pathlib import Path
 
 import by_paper
 
-LOADED = ["torch", "scipy.stats", "alignkit.claims", "alignkit.course.setup",
-          "alignkit.course.exercises", "alignkit.course.plots", "alignkit.course.widgets",
-          "alignkit.evaluation", "alignkit.training"]
+LOADED = ["torch", "scipy.stats", "matplotlib.pyplot", "alignkit.claims",
+          "alignkit.course.setup", "alignkit.course.exercises", "alignkit.course.study",
+          "alignkit.course.widgets", "alignkit.evaluation", "alignkit.training"]
 METHODS = multiprocessing.get_all_start_methods()
 CONTEXT = multiprocessing.get_context("forkserver" if "forkserver" in METHODS else "spawn")
 

@@ -45,15 +45,20 @@ def test_template(path):
 MEASURING = "0-start/04-measuring"
 
 
+@pytest.fixture(scope="session")
+def cards():
+    return guide.cards()
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=_name)
-def test_words(path):
+def test_words(path, cards):
     """Terms of the glossary are taught here, or before, or linked; verdicts are read after
     the notebook that explains them."""
     name = _name(path).removesuffix(".ipynb")
-    terms = guide.unexplained(name)
+    terms = guide.unexplained(name, cards)
     assert not terms, (f"{name}: explain {terms}, or name the notebook that does in "
                        "**Prerequisites.**, or link them: [term](../GLOSSARY.md)")
-    needs = {card.name: card.needs for card in guide.cards()}
+    needs = {card.name: card.needs for card in cards}
     assert name.startswith("0-") or MEASURING in guide._before(name, needs), (
         f"{name}: it shows verdicts, so **Prerequisites.** must lead to {MEASURING}")
 

@@ -250,10 +250,11 @@ def write_verdicts(folder: Path = NOTEBOOKS) -> list[Path]:
 TERM = re.compile(r"(?m)^\| \*\*(.+?)\*\* \| .+? \| `alignkit\..+?` \| (\S+) \|$")
 
 
-def unexplained(name: str, folder: Path = NOTEBOOKS) -> list[str]:
+def unexplained(name: str, found: list[Card], folder: Path = NOTEBOOKS) -> list[str]:
     """Terms of the glossary that a notebook uses, though neither it nor what is read
-    before it teaches them, and though it does not link them to the glossary."""
-    taught = {name, *_before(name, {card.name: card.needs for card in cards(folder)})}
+    before it teaches them, and though it does not link them to the glossary. found: all
+    `cards`, which take longer to read than the notebook."""
+    taught = {name, *_before(name, {card.name: card.needs for card in found})}
     texts = [c.source for c in read(folder / f"{name}.ipynb").cells
              if c.cell_type == "markdown"]
     text = re.sub(r"(?s)\$.*?\$|`[^`]*`", " ", " ".join(texts))

@@ -218,8 +218,10 @@ def _properties(raw: bytes) -> dict[str, str]:
     found = {}
     for line in raw.decode("latin1").splitlines():
         if match := re.match(r"\s*([\w#]+)\s*=\s*(.*)", line):
-            found[match[1]] = re.sub(r"\\u([0-9a-fA-F]{4})",
-                                     lambda code: chr(int(code[1], 16)), match[2])
+            key, value = match.groups()
+            if "\\" in value:  # few have
+                value = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), value)
+            found[key] = value
     return found
 
 
