@@ -31,6 +31,7 @@ def test_each_concept_has_four_drawings_and_its_own_keywords(pairs):
     assert min(len(k.split(", ")) for k in pairs["keywords"]) == 6
 
 
+@pytest.mark.slow
 def test_the_order_of_keywords_is_drawn_and_stays(known, pairs):
     orders = [k.split(", ") for k in pairs["keywords"]]
     assert sum(words == sorted(words) for words in orders) < 10  # CLDR's is alphabetical
@@ -60,8 +61,7 @@ def test_concepts_refuses():
             concepts(pairs, least)
 
 
-def test_one_view_a_row_keeps_what_belongs_together():
-    pairs = concepts(emoji())
+def test_one_view_a_row_keeps_what_belongs_together(pairs):
     order = torch.arange(len(pairs), dtype=torch.float32)[:, None]
     pairs = pairs.with_features(text_x=order, **{
         f"{view}_x": order + 1000 * k for k, view in enumerate(VIEWS)})
