@@ -104,8 +104,20 @@ def test_every_paper_with_a_method_has_its_card_with_all_its_claims(folder):
         for s in claims.slugs())
 
 
+def misfolded(page) -> list[str]:
+    """Answers that do not fold out, or show a formula as it was written."""
+    wrong = []
+    for answer in page.locator("details", has=page.locator("summary", has_text="Answer")).all():
+        closed = answer.bounding_box()["height"]
+        answer.locator("summary").click()
+        if answer.bounding_box()["height"] <= closed or "$" in answer.inner_text():
+            wrong.append(f"{page.url}: {answer.inner_text()[:60]!r}")
+    return wrong
+
+
 def test_pages_in_a_browser(folder, pages):
-    """At 1280 and 400 pixels: no error, nothing to scroll sideways; filters and search work."""
+    """At 1280 and 400 pixels: no error, nothing to scroll sideways; answers fold out; filters
+    and search work."""
     sync = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
@@ -120,6 +132,7 @@ def test_pages_in_a_browser(folder, pages):
             page.set_viewport_size({"width": width, "height": 900})
             for path in (p for p in pages if "_static" not in p.parts):  # the theme's
                 page.goto(path.as_uri())
+                wrong += misfolded(page) if width == 400 else []
                 wide = page.evaluate("document.documentElement.scrollWidth")
                 if wide > width:
                     wrong.append(f"{path}: {wide} pixels at {width}")
