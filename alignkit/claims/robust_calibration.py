@@ -95,7 +95,7 @@ class Scale:
 
 SCALES = {
     # Few rows and steps: the code path in seconds, no claim is read off it.
-    "tiny": Scale(each=4, train_steps=2, steps=3,
+    "tiny": Scale(each=2, train_steps=2, steps=3,
                   budget=replace(Scale.budget, steps=20, validate_every=10)),
     "small": Scale(),
     # One 16 GB GPU; a CLIP in place of the shipped towers.

@@ -30,7 +30,7 @@ from alignkit.data import Pairs, Splits, shuffle_pairs
 from alignkit.data.objects import objects
 
 __all__ = ["FIRST", "NEEDS", "claims", "data"]
-EACH = {"tiny": 8, "small": 32, "gpu": 160, "full": 800}  # pictures a noun
+EACH = {"tiny": 4, "small": 32, "gpu": 160, "full": 800}  # pictures a noun
 PARTS = (0.75, 0.125, 0.125)
 
 
