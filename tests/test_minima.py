@@ -216,7 +216,7 @@ def test_every_modality_stays_where_its_pixels_are():
     one = {"visible": make.luminance(rgb), "paint": make.paint(make.luminance(rgb)),
            "sketch": make.sketch(make.luminance(rgb)),
            "infrared": make.infrared(rgb, torch.full((1, 3), 1 / 3), torch.rand(1, 5)),
-           "normal": make.normal(make.luminance(rgb)),
+           "normal": make.normal(make.relief(make.luminance(rgb))),
            "event": make.event(make.luminance(rgb), torch.tensor([0.1]),
                                torch.tensor([[2, -1]]))}
     for name, picture in one.items():
@@ -228,7 +228,7 @@ def test_every_modality_stays_where_its_pixels_are():
 def test_depth_is_folded_as_its_colours_are():
     """Both ends of Spectral_r are dark, so grey does not tell near from far."""
     steps = torch.linspace(0, 1, 128).repeat(16, 1)[None, None]
-    tones = make.depth(steps)[0, 0, 8]
+    tones = make.depth(make.relief(steps))[0, 0, 8]
     assert tones[0] < 0.5 and tones[-1] < 0.5 and tones[64] > 0.85
 
 

@@ -59,21 +59,21 @@ def relief(grey: Tensor) -> Tensor:
     return (smooth - low) / (high - low).clamp(min=1e-6)
 
 
-def depth(grey: Tensor) -> Tensor:
-    """Depth-like: the relief in the colours of the map `Spectral_r`, as grey, so that
+def depth(near: Tensor) -> Tensor:
+    """Depth-like: a `relief` in the colours of the map `Spectral_r`, as grey, so that
     both ends are dark and the middle is bright."""
     import matplotlib
 
     map256 = torch.tensor(matplotlib.colormaps["Spectral_r"](range(256))[:, :3])
-    tones = luminance(map256.T[None, :, :, None]).flatten().to(grey)
-    return tones[(255 * relief(grey)).long().clamp(0, 255)]
+    tones = luminance(map256.T[None, :, :, None]).flatten().to(near)
+    return tones[(255 * near).long().clamp(0, 255)]
 
 
-def normal(grey: Tensor, height: float = 4.0) -> Tensor:
-    """Surface normals of the relief, (n + 1) / 2 as colours, then as grey."""
+def normal(near: Tensor, height: float = 4.0) -> Tensor:
+    """Surface normals of a `relief`, (n + 1) / 2 as colours, then as grey."""
     from kornia.filters import spatial_gradient
 
-    dx, dy = (height * spatial_gradient(relief(grey))).unbind(2)
+    dx, dy = (height * spatial_gradient(near)).unbind(2)
     n = torch.cat([-dx, -dy, torch.ones_like(dx)], 1)
     return luminance((n / n.norm(dim=1, keepdim=True) + 1) / 2)
 

@@ -106,13 +106,14 @@ def _versions(row: Pairs, seed: int, size: int) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(seed_of(seed, "engine", row.ids[0]))
     rgb = make.as_tensor(row["image"][0], size)
     grey = make.luminance(rgb)
+    near = make.relief(grey)
     mix = torch.rand(1, 3, generator=g)
     shift = torch.randint(1, 4, (1, 2), generator=g)
     shift = shift * (2 * torch.randint(2, (1, 2), generator=g) - 1)
     threshold = 0.05 + 0.45 * torch.rand(1, generator=g)
     tones = torch.rand(1, 5, generator=g)
     return {"visible": grey, "infrared": make.infrared(rgb, mix / mix.sum(), tones),
-            "depth": make.depth(grey), "normal": make.normal(grey),
+            "depth": make.depth(near), "normal": make.normal(near),
             "sketch": make.sketch(grey), "paint": make.paint(grey),
             "event": make.event(grey, threshold, shift)}
 
