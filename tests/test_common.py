@@ -48,6 +48,21 @@ def test_figures_by_arm_and_room():
     assert room.measure(arm) == 1.0  # there is none
 
 
+def test_a_figure_that_is_asked_twice_is_computed_once():
+    asked, arm, other = [], trained(pairs_of()), trained(pairs_of())
+
+    @common.once
+    def figure(arm):
+        """Of an arm."""
+        asked.append(arm)
+        return len(asked)
+
+    assert [figure(arm), figure(other), figure(arm), figure(arm)] == [1, 2, 1, 1]
+    assert len(asked) == 2 and figure.__doc__ == "Of an arm."
+    del other, asked[1]
+    assert figure(arm) == 1 and figure(trained(pairs_of())) == 2  # not that of a freed one
+
+
 def test_every_paired_seed_has_a_shipped_model_of_its_own():
     models = [3, 5, 8]
     assert [common.model_of(100 + k, models, first=100) for k in range(3)] == models

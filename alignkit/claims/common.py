@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -99,6 +101,19 @@ def held_out_hits(arms: Mapping[str, Trained], figure: str = "hit@10") -> dict[s
 def by_arm(figure: Callable[[Trained], float]) -> Callable:
     """A claim's `measure`: the figure of every arm."""
     return lambda arms: {name: figure(trained) for name, trained in arms.items()}
+
+
+def once(figure: Callable[[Trained], object]) -> Callable:
+    """A figure of a trained arm that is computed once, however many claims and conditions
+    ask for it."""
+    known = WeakKeyDictionary()
+
+    @wraps(figure)
+    def of(arm: Trained):
+        if arm.method not in known:
+            known[arm.method] = figure(arm)
+        return known[arm.method]
+    return of
 
 
 def on_test(figure: Callable[[Method, Pairs], float]) -> Callable:

@@ -39,14 +39,15 @@ notebook's cells were tried at `tiny` (20 steps) and printed, of seed 100, `hybr
 `similar` .37: a look that was not meant, after which nothing was changed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Trained
-from alignkit.claims.common import model_of
+from alignkit.claims.common import model_of, once
 from alignkit.data import Pairs, Splits
 from alignkit.data.solids import KINDS, dealt, solids
 from alignkit.encoders import add_features
@@ -150,12 +151,18 @@ def seen(arm: Trained) -> tuple[Tensor, Tensor, Tensor]:
             pictures)
 
 
-def place(pictures: Tensor, kind: Tensor, real: Tensor, of: Tensor) -> float:
-    """How much more pictures [n, VIEWS, 1, s, s] are like those of their kind from the
-    same side than from a quarter turn away. real: voxels of pieces, of: their kinds."""
-    means = torch.stack([torch.stack([
+@lru_cache(maxsize=2)  # all arms of a seed have the same pieces
+def mean_pictures(real: Tensor, of: Tensor) -> Tensor:
+    """Pieces around which a camera goes, the mean of each kind [kinds, VIEWS, 1, s, s]."""
+    return torch.stack([torch.stack([
         render(SOLID * real[of == k], a.expand(int((of == k).sum())))[0].mean(0)
-        for a in around(VIEWS)]) for k in range(len(KINDS))])[kind]
+        for a in around(VIEWS)]) for k in range(len(KINDS))])
+
+
+def place(pictures: Tensor, kind: Tensor, real: Pairs) -> float:
+    """How much more pictures [n, VIEWS, 1, s, s] are like those of their kind among `real`
+    pieces from the same side than from a quarter turn away."""
+    means = mean_pictures(real["voxels"], real.labels["kind"])[kind]
 
     def alike(one: Tensor, two: Tensor) -> Tensor:
         one, two = (x.flatten(2) - x.flatten(2).mean(2, keepdim=True) for x in (one, two))
@@ -164,24 +171,23 @@ def place(pictures: Tensor, kind: Tensor, real: Tensor, of: Tensor) -> float:
     return float(alike(pictures, means) - alike(pictures, means.roll(VIEWS // 4, 1)))
 
 
+@once
+def scores(arm: Trained) -> dict[str, float]:
+    """Accuracy by the judge, in all ("") and by the prompt's modality, by the loss's encoder
+    (own), and place; `named`: icons and speech that the encoder names."""
+    rows = arm.splits.train
+    kind, modality, e = rows.labels["kind"], rows.labels["modality"], rows["prompt"]
+    judged, own, pictures = seen(arm)
+    named = (e @ e[modality == 0].T).argmax(1) == kind
+    return {"": judged.mean().item(), ", own": own.mean().item(),
+            ", place": place(pictures, kind, arm.splits.test),
+            ", named": named[modality > 0].float().mean().item(),
+            **{f", {m}": judged[modality == i].mean().item() for i, m in enumerate(ENCODERS)}}
+
+
 def figures(arms: Mapping[str, Trained]) -> dict[str, float]:
-    """A claim's `measure`: accuracy by the judge, in all and by the prompt's modality, by
-    the loss's encoder, and place; `named`: icons and speech that the encoder names."""
-    found = {}
-    for name, arm in arms.items():
-        rows = arm.splits.train
-        kind, modality = rows.labels["kind"], rows.labels["modality"]
-        judged, own, pictures = seen(arm)
-        real = arm.splits.test
-        found |= {name: judged.mean().item(), f"{name}, own": own.mean().item(),
-                  f"{name}, place": place(pictures, kind, real["voxels"],
-                                          real.labels["kind"])}
-        found |= {f"{name}, {m}": judged[modality == i].mean().item()
-                  for i, m in enumerate(ENCODERS)}
-        e = rows["prompt"]
-        named = (e @ e[modality == 0].T).argmax(1) == kind
-        found[f"{name}, named"] = named[modality > 0].float().mean().item()
-    return found
+    """A claim's `measure`: the scores of every arm, "arm", "arm, own" and so on."""
+    return {name + of: x for name, arm in arms.items() for of, x in scores(arm).items()}
 
 
 # Conditions and null ------------------------------------------------------------------
@@ -200,9 +206,7 @@ def drawn(arm: Trained, camera: bool = False) -> tuple[Tensor, Tensor]:
 
 def placed(arm: Trained) -> float:
     """Place of pictures that the prior draws where it is told the camera."""
-    real = arm.splits.test
-    return place(drawn(arm, True)[0], torch.arange(len(KINDS)), real["voxels"],
-                 real.labels["kind"])
+    return place(drawn(arm, True)[0], torch.arange(len(KINDS)), arm.splits.test)
 
 
 def others_prompt(splits: Splits, seed: int) -> Splits:
@@ -222,6 +226,7 @@ def arms_of(pairs: Pairs, s: Scale) -> dict[str, Arm]:
     """All arms by name; of pairs without kinds, every row's text features are a prompt."""
     known = "kind" in pairs.labels
 
+    @lru_cache(maxsize=8)
     def splits(seed: int) -> Splits:
         if known:
             return prompts(pairs, seed)
@@ -249,8 +254,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     arms = arms_of(pairs, s)
     draws = Condition("pictures drawn from words that the judge names rightly",
                       lambda arm: drawn(arm)[1].mean().item(), 0.4, 1.0)
-    works = Condition("accuracy of the baseline's solids", lambda arm: figures({"": arm})[""],
-                      0.3, 0.85)
+    works = Condition("accuracy of the baseline's solids", lambda arm: scores(arm)[""], 0.3, 0.85)
 
     def claim(name: str, sentence: str, baseline: str, method: str, *, figure="accuracy",
               condition=(draws, works), **rest) -> Claim:
@@ -288,7 +292,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
               "where the encoder knows what they show or say.", "hybrid", "similar",
               equivalence=True,
               condition=(draws, Condition("icons and speech that the encoder names",
-                                          lambda arm: figures({"": arm})[", named"], 0.5, 1.0)),
+                                          lambda arm: scores(arm)[", named"], 0.5, 1.0)),
               statistic=lambda f: ((f["similar, image"] + f["similar, speech"]) / 2
                                    - f["similar, named"] * f["similar, text"]),
               subtracts="accuracy from icons and speech (similar) minus that from words "
