@@ -91,8 +91,8 @@ BASE_32 = Scale(sound="fbank:128x10", image=f"hf:{CLIP}#image", text=f"hf:{CLIP}
                 mask=(32, 200))
 SCALES = {
     # Few rows and steps: the code path in seconds, no claim is read off it.
-    "tiny": Scale(each=6, voices=1, gold_steps=6, few=16,
-                  budget=replace(Scale.budget, steps=8, batch_size=16)),
+    "tiny": Scale(each=6, voices=1, gold_steps=3, few=16,
+                  budget=replace(Scale.budget, steps=3, batch_size=16)),
     "small": Scale(),
     # One 16 GB GPU; bring videos' middle frames, sounds and captions (`--pairs`).
     "gpu": replace(BASE_32, gold_steps=300, budget=replace(
