@@ -213,7 +213,7 @@ def test_gradient_agrees_with_finite_differences(case):
             return loss_of(method, batch).item()
 
     agree = []
-    for _ in range(3):
+    for _ in range(2):
         direction = [torch.randn(p.shape, generator=drawn, dtype=p.dtype) for p in trained]
         exact = sum(float((g * d).sum()) for g, d in zip(gradient, direction)
                     if g is not None)
@@ -322,12 +322,12 @@ def test_a_step_in_bfloat16_is_finite(case):
 @every_method_trained
 def test_an_interrupted_run_ends_with_the_same_bits(case, tmp_path):
     whole, splits, budget = case.build()
-    budget = replace(budget, save_every=2)
+    budget = replace(budget, steps=4, save_every=2)
     if "untrained" in whole.traits:
         return
     fit(whole, splits.train, budget, seed=3)
     broken, *_ = case.build()
-    steps, finish = iter(range(3)), broken.after_step
+    steps, finish = iter(range(2)), broken.after_step
 
     def after_step():
         finish()
@@ -339,9 +339,11 @@ def test_an_interrupted_run_ends_with_the_same_bits(case, tmp_path):
         fit(broken, splits.train, budget, seed=3, folder=tmp_path)
     assert checkpoint.newest(tmp_path)[1]["step"] == 2
     again, *_ = case.build()
-    # Its collate now runs in a worker, on a copy of the method without weights.
-    history = fit(again, splits.train, budget, seed=3, folder=tmp_path, workers=1)
-    assert len(history.steps) >= 6
+    # Once a paper its collate now runs in a worker, on a copy of the method without weights:
+    # to start one takes as long as the test.
+    history = fit(again, splits.train, budget, seed=3, folder=tmp_path,
+                  workers=int(case in FIRST))
+    assert len(history.steps) >= 3  # some stages have steps of their own
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
 
@@ -359,7 +361,7 @@ def test_it_learns_and_says_what_broke(case):
     batch = method.collate(splits.train, seed_all(0))
     with torch.no_grad():
         before = loss_of(method.eval(), batch)
-    fit(method, splits.train, replace(budget, steps=20))
+    fit(method, splits.train, replace(budget, steps=12))
     with torch.no_grad():
         assert loss_of(method, batch) < before
     columns = splits.train.columns
