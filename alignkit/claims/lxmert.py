@@ -60,7 +60,7 @@ class Scale:
     val: int = 300
     test: int = 1000
     model: FusionSettings = FusionSettings()
-    budget: Budget = Budget(steps=300, batch_size=64, lr=1e-3, weight_decay=0.01,
+    budget: Budget = Budget(steps=150, batch_size=32, lr=1e-3, weight_decay=0.01,
                             validate_every=50, select_by="answers")
 
 
