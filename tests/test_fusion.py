@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from alignkit.data import Tokens
-from alignkit.evaluation import answer_accuracy, answers_of, fill_in_accuracy, matched
+from alignkit.evaluation import (
+    answer_accuracy, answers_of, fill_in_accuracy, kind_accuracy, matched,
+)  # fmt: skip
 from alignkit.parts.fusion import CoAttention, FusionModel, FusionSettings, hard_negatives
 from alignkit.parts.fusion_tasks import (
     FIVE, OF_WORDS, another_row, kinds_of, know_regions, mask_regions, task_batch, task_losses,
@@ -410,6 +412,27 @@ def test_words_are_filled_in_one_at_a_time():
     assert words.values[0].tolist() == [5, 6, 7]
     with pytest.raises(ValueError, match="True nowhere"):
         fill_in_accuracy(model, words, regions, boxes, asked & False)
+
+
+def test_kinds_are_named_of_regions_that_are_hidden_one_at_a_time():
+    model, (words, regions, boxes) = made().eval(), drawn(5)
+    know_regions(model, regions.values[regions.mask], 0)
+    kinds, right, total = kinds_of(model, regions.values), 0, 0
+    for i, k in regions.mask.nonzero().tolist():
+        values = regions.values[[i]].clone()
+        values[0, k] = model.region_mean
+        one = model(*(Tokens(t.values[[i]], t.mask[[i]]) for t in (words,)),
+                    Tokens(values, regions.mask[[i]]), Tokens(boxes.values[[i]],
+                                                              boxes.mask[[i]]))
+        right += int(model.kind_logits(one)[0, k].argmax() == kinds[i, k])
+        total += 1
+    assert 0 < right < total  # else the loop could not tell much
+    seen = regions.values.clone()
+    assert kind_accuracy(model, words, regions, boxes, regions.mask) == pytest.approx(
+        right / total)
+    assert torch.equal(regions.values, seen)
+    with pytest.raises(ValueError, match="no region to hide"):
+        kind_accuracy(model, words, regions, boxes, regions.mask & False)
 
 
 def test_answers_and_matching_are_those_of_the_heads():

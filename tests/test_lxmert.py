@@ -7,11 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from alignkit.claims import Runs
 from alignkit.claims import lxmert as claims_file
+from alignkit.claims.common import model_of
 from alignkit.data import Pairs, Tokens
 from alignkit.data.questions import ANSWERS
-from alignkit.data.scenes import scenes
+from alignkit.data.scenes import NOUNS, boxes_of, scenes, things_of
 from alignkit.methods.lxmert import Lxmert, LxmertSettings
+from alignkit.parts import shipped
 from alignkit.parts.fusion import FusionSettings, load_fusion
 from alignkit.parts.fusion_tasks import FIVE
 from alignkit.parts.text import IGNORED
@@ -100,33 +103,84 @@ def test_pretraining_gives_five_losses_and_falls():
     assert method.model.centres.any()
 
 
-def test_a_start_is_the_shipped_model_but_for_its_answers():
+def drawn_scenes(n: int = 200) -> Pairs:
+    """Scenes with random regions of the width that the shipped models read."""
+    pairs = scenes(n)
+    real = things_of(pairs, "noun").mask
+    g = torch.Generator().manual_seed(0)
+    return pairs.with_features(
+        image_regions=Tokens(torch.randn(*real.shape, 192, generator=g) * real[:, :, None], real),
+        image_boxes=boxes_of(pairs))
+
+
+def test_a_start_is_the_shipped_model_but_for_what_is_new():
     method, shipped_ = made(rows()), load_fusion(0)
-    start = claims_file.started("five", claims_file.FIRST)
-    own = method.state_dict().keys()
-    assert {k for k in own if k not in start} == {k for k in own if "answer_head" in k}
-    for name, x in start.items():
-        assert torch.equal(x, shipped_.state_dict()[name.removeprefix("model.")])
+    own = set(method.state_dict())
+    assert len(own) == len(shipped_.state_dict())
+    for new in (claims_file.NEW, (*claims_file.NEW, "cross_layers", "pool")):
+        start = claims_file.started("five", new, claims_file.FIRST)
+        assert own - set(start) == {k for k in own if k.startswith(
+            tuple(f"model.{name}." for name in new))}
+        for name, x in start.items():
+            assert torch.equal(x, shipped_.state_dict()[name.removeprefix("model.")])
     assert LxmertSettings().vocabulary == tuple(shipped_.pieces.vocabulary)
     assert list(LxmertSettings().answers) == shipped_.answers
 
 
+def test_each_paired_seed_has_models_of_its_own():
+    for variant in ("five", "words"):
+        there = shipped.units(claims_file.KIND, variant)
+        assert len(there) == claims_file.UNITS
+        assert model_of(claims_file.FIRST + 7, there, claims_file.FIRST) == there[7]
+
+
 def test_questions_of_a_seed_stay_with_their_scenes():
-    pairs = scenes(200)
-    n = len(pairs)
-    g = torch.Generator().manual_seed(0)
-    real = torch.ones(n, 2, dtype=torch.bool)
-    pairs = pairs.with_features(
-        image_regions=Tokens(torch.randn(n, 2, 3, generator=g), real),
-        image_boxes=Tokens(torch.rand(n, 2, 4, generator=g), real))
-    scale = replace(claims_file.Scale(), few=20, some=40, many=50, val=20, test=30)
-    splits = claims_file.arms_of(pairs, scale)["scratch"].data(claims_file.FIRST)
+    scale = replace(claims_file.Scale(), questions=(40, 20, 30))
+    splits = claims_file._arms(drawn_scenes(), scale)["scratch"].data(claims_file.FIRST)
     assert [len(p) for p in splits[:2]] == [sum(max(1, m * v // 100) for k, v in
                                                 claims_file.MIX.items() if k != "noun")
                                             for m in (40, 20)]
     items = [set(part.item.tolist()) for part in splits]
-    assert not items[0] & items[1] and not items[0] & items[2]
+    assert not items[0] & items[1] and not items[0] & items[2] and not items[1] & items[2]
     assert splits.test.tables["unit"] == 0 and splits.train["text"] == splits.train["question"]
+
+
+def test_own_and_other_differ_in_the_picture_alone_and_with_the_null_both_are_others():
+    arms = claims_file._arms(drawn_scenes(), claims_file.Scale())
+    own, other = (arms[name].data(100) for name in ("own", "other"))
+    n = len(own.test)
+    assert own.test["text"] == other.test["text"]
+
+    def shown(rows):  # the row of `own` whose picture each row has
+        known = [x.tobytes() for x in own.test["image_boxes"].values.numpy()]
+        return [known.index(x.tobytes()) for x in rows["image_boxes"].values.numpy()]
+
+    assert shown(other.test) == [(i - 1) % n for i in range(n)]
+    for seed in range(20):
+        for splits in (own, other):
+            found = shown(claims_file.dealt_anew(splits, seed).test)
+            assert sorted(found) == list(range(n)) and all(i != k for i, k in enumerate(found))
+
+
+def test_a_caption_speaks_of_the_first_two_plates():
+    pairs = drawn_scenes(30)
+    for text, row in zip(pairs["text"], things_of(pairs, "noun").values.tolist(), strict=True):
+        words = [w for w in text.split() if w in NOUNS]
+        assert words == [list(NOUNS)[k] for k in row[:2]]
+
+
+def test_the_words_that_are_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(claims_file, "fill_in_accuracy", lambda *a: asked.append(a[-1]) or 0.0)
+    model, one = load_fusion(0), drawn_scenes(1)
+    for group in ("content", "little", "nouns"):
+        claims_file.filled_in(model, one, group)
+    ids = model.tokens(one["text"]).values
+    said = [[model.pieces.vocabulary[k] for k in ids[of].tolist()] for of in asked]
+    text = one["text"][0].split()
+    assert said == [[w for w in text if w not in claims_file.LITTLE],
+                    [w for w in text if w in claims_file.LITTLE],
+                    [w for w in text if w in NOUNS]]
 
 
 def test_the_null_turns_answers_of_training_and_validation_alone():
@@ -140,6 +194,33 @@ def test_the_null_turns_answers_of_training_and_validation_alone():
     assert not torch.equal(turned.train.labels["answer"], splits.train.labels["answer"])
 
 
-def test_pairs_of_ones_own_are_refused():
-    with pytest.raises(ValueError, match="take no pairs of your own"):
-        claims_file.data("tiny", rows())
+def test_every_claim_on_scenes_can_be_measured():
+    found = claims_file.claims(drawn_scenes(120), "tiny")
+    runs = Runs(found)
+    for claim in found:
+        for null in (False, True):
+            figures = runs.figures(claim, claims_file.FIRST, null)
+            assert all(0 <= x <= 1 for x in figures.values())
+        assert -1 <= claim.difference(figures) <= 1
+    base = runs.trained(found[0], claims_file.FIRST)["scratch"]
+    assert all(-1 <= c.measure(base) <= 1 for c in found[0].conditions)
+    with torch.no_grad():  # nothing is tuned: what was shipped
+        given = runs.trained(found[-1], claims_file.FIRST)["own"].method.model
+    assert all(torch.equal(x, load_fusion(0).state_dict()[k])
+               for k, x in given.state_dict().items())
+
+
+def test_a_grid_covers_the_picture():
+    values, mask = claims_file.grid(2, 3)
+    area = (values[:, :, 2:] - values[:, :, :2]).prod(2)
+    assert values.shape == (2, 9, 4) and mask.all()
+    torch.testing.assert_close(area.sum(1), torch.ones(2))
+    assert values[0, 1].tolist() == pytest.approx([1 / 3, 0, 2 / 3, 1 / 3])
+
+
+def test_without_an_answer_nothing_is_scored():
+    pairs = rows(6)
+    method = made(pairs).float()
+    pairs.labels["answer"][:] = torch.tensor([0, IGNORED, 1, IGNORED, 2, 3])
+    asks = pairs.select([0, 2, 4, 5])
+    assert claims_file.answered(method, pairs) == claims_file.answered(method, asks)

@@ -19,6 +19,7 @@ from alignkit.evaluation.fused import (
     answer_accuracy,
     answers_of,
     fill_in_accuracy,
+    kind_accuracy,
     matched,
 )
 from alignkit.evaluation.geometry import (
@@ -88,6 +89,7 @@ __all__ = [
     "flips",
     "fpr_at_95",
     "k_means",
+    "kind_accuracy",
     "knn_probe",
     "linear_probe",
     "local_cka",

@@ -8,6 +8,7 @@ from torch import Tensor
 from alignkit.data import Tokens
 from alignkit.evaluation.classify import balanced
 from alignkit.parts.fusion import Fused, FusionModel
+from alignkit.parts.fusion_tasks import kinds_of
 from alignkit.parts.text import MASK
 
 ROWS = 512  # that go through the model together
@@ -30,6 +31,27 @@ def fill_in_accuracy(model: FusionModel, words: Tokens, regions: Tokens, boxes: 
     found = torch.cat([
         model.word_logits(fused)[torch.arange(len(at)), place[at]].argmax(1)
         for at, fused in _fused(model, Tokens(ids, words.mask[row]), _rows(regions, row),
+                                _rows(boxes, row))])
+    return (found == right).float().mean().item()
+
+
+@torch.no_grad()
+def kind_accuracy(model: FusionModel, words: Tokens, regions: Tokens, boxes: Tokens,
+                  asked: Tensor) -> float:
+    """The features of one region hidden at a time (the mean of all in their place, its box is
+    seen), of how many of the regions `asked` [n, r] (bool) the model names the kind.
+
+    Raises ValueError if no region is asked.
+    """
+    row, place = asked.nonzero(as_tuple=True)
+    if not len(row):
+        raise ValueError("asked is True nowhere: no region to hide")
+    values, each = regions.values[row], torch.arange(len(row))
+    right = kinds_of(model, values)[each, place]
+    values[each, place] = model.region_mean
+    found = torch.cat([
+        model.kind_logits(fused)[torch.arange(len(at)), place[at]].argmax(1)
+        for at, fused in _fused(model, _rows(words, row), Tokens(values, regions.mask[row]),
                                 _rows(boxes, row))])
     return (found == right).float().mean().item()
 
