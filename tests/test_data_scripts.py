@@ -32,7 +32,7 @@ SCRIPTS = Path(__file__).parents[1] / "data_scripts"
 sys.path.insert(0, str(SCRIPTS))
 common, urls = importlib.import_module("common"), importlib.import_module("urls")
 NAMES = ["audiocaps", "cc12m", "cc3m", "clotho", "coco", "cuhk_pedes", "esc50",
-         "flickr30k", "flickr8k", "modelnet40", "msrvtt"]  # fmt: skip
+         "flickr30k", "flickr8k", "gqa", "modelnet40", "msrvtt"]  # fmt: skip
 
 
 def wav(seconds: float = 0.05, seed: int = 0) -> bytes:
@@ -265,6 +265,25 @@ def test_cuhk_pedes_keeps_a_person_on_one_side(tmp_path):
     assert pairs.item.tolist() == [0, 0, 1, 2]
     assert pairs.group[0] == pairs.group[2] != pairs.group[3]
     assert pairs.label_names["person"] == ["1", "2"]
+
+
+def test_gqa_keeps_the_questions_on_a_picture_together(server, tmp_path):
+    asked = {split: json.dumps({f"{split}{k}": {
+        "imageId": str(k // 2), "question": f"What is {k}?", "answer": "xyz"[k % 3]}
+        for k in range(lo, lo + 4)}).encode() for lo, split in ((0, "train"), (4, "val"))}
+    module, about = serve(server, "gqa", {
+        "questions1.2.zip": zipped({f"{s}_balanced_questions.json": x
+                                    for s, x in asked.items()}),
+        "images.zip": zipped({f"images/{k}.jpg": jpg(k) for k in range(4)})})
+    pairs = make(module, about, tmp_path / "out")
+    assert sorted(pairs["text"]) == [f"What is {k}?" for k in range(8)]
+    assert sorted(pairs.labels["split"].tolist()) == [0] * 4 + [1] * 4
+    for text, name, answer, group in zip(pairs["text"], pairs.ids, pairs.labels["answer"].tolist(),
+                                         pairs.group.tolist(), strict=True):
+        k = int(text[8])
+        assert name.startswith(("train", "val")[k // 4] + str(k))
+        assert pairs.label_names["answer"][answer] == "xyz"[k % 3]
+        assert sum(pairs.group == group) == 2
 
 
 # --- lists of URLs -------------------------------------------------------------------
