@@ -11,7 +11,7 @@ from alignkit.claims import Runs
 from alignkit.claims import lxmert as claims_file
 from alignkit.claims.common import model_of
 from alignkit.data import Pairs, Tokens
-from alignkit.data.questions import ANSWERS
+from alignkit.data.questions import ANSWERS, MIX
 from alignkit.data.scenes import NOUNS, boxes_of, scenes, things_of
 from alignkit.methods.lxmert import Lxmert, LxmertSettings
 from alignkit.parts import shipped
@@ -138,7 +138,7 @@ def test_questions_of_a_seed_stay_with_their_scenes():
     scale = replace(claims_file.Scale(), questions=(40, 20, 30))
     splits = claims_file._arms(drawn_scenes(), scale)["scratch"].data(claims_file.FIRST)
     assert [len(p) for p in splits[:2]] == [sum(max(1, m * v // 100) for k, v in
-                                                claims_file.MIX.items() if k != "noun")
+                                                MIX.items() if k != "noun")
                                             for m in (40, 20)]
     items = [set(part.item.tolist()) for part in splits]
     assert not items[0] & items[1] and not items[0] & items[2] and not items[1] & items[2]
@@ -208,14 +208,6 @@ def test_every_claim_on_scenes_can_be_measured():
         given = runs.trained(found[-1], claims_file.FIRST)["own"].method.model
     assert all(torch.equal(x, load_fusion(0).state_dict()[k])
                for k, x in given.state_dict().items())
-
-
-def test_a_grid_covers_the_picture():
-    values, mask = claims_file.grid(2, 3)
-    area = (values[:, :, 2:] - values[:, :, :2]).prod(2)
-    assert values.shape == (2, 9, 4) and mask.all()
-    torch.testing.assert_close(area.sum(1), torch.ones(2))
-    assert values[0, 1].tolist() == pytest.approx([1 / 3, 0, 2 / 3, 1 / 3])
 
 
 def test_without_an_answer_nothing_is_scored():

@@ -12,7 +12,7 @@ from alignkit.data import Lazy, Pairs, Tokens
 from alignkit.data.scenes import boxes_of, scenes, things_of
 from alignkit.encoders import Encoder, add_features, add_regions, add_tokens, load
 from alignkit.encoders.encoder import Output, as_tokens
-from alignkit.encoders.regions import regions
+from alignkit.encoders.regions import grid_boxes, other_regions, regions
 
 SIDE = 8
 
@@ -197,3 +197,23 @@ def test_tokens_of_several_layers_in_one_pass():
         assert torch.equal(found[name].mask, wanted[layer].mask)
     again = add_features(pairs, "text", encoder, tokens=True)["text_tokens"]
     assert torch.equal(again.values, found["text_tokens"].values)
+
+
+def test_a_grid_covers_the_picture():
+    values, mask = grid_boxes(2, 3)
+    area = (values[:, :, 2:] - values[:, :, :2]).prod(2)
+    assert values.shape == (2, 9, 4) and mask.all()
+    torch.testing.assert_close(area.sum(1), torch.ones(2))
+    assert values[0, 1].tolist() == pytest.approx([1 / 3, 0, 2 / 3, 1 / 3])
+
+
+def test_other_regions_are_those_of_the_row_before():
+    real = torch.tensor([[True, False], [True, True], [True, True]])
+    rows = Pairs.from_features({"image_regions": Tokens(torch.rand(3, 2, 5), real),
+                                "image_boxes": Tokens(torch.rand(3, 2, 4), real),
+                                "text_features": torch.rand(3, 2)})
+    for by, order in ((1, [2, 0, 1]), (2, [1, 2, 0])):
+        found = other_regions(rows, by)
+        for c in ("image_regions", "image_boxes"):
+            assert all(torch.equal(a, b[order]) for a, b in zip(found[c], rows[c]))
+        assert torch.equal(found["text_features"], rows["text_features"])

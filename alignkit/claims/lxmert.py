@@ -1,40 +1,34 @@
 """LXMERT's claims: a fused model tuned on questions about scenes, from pretraining and from
 nothing; and whether pretraining made words and regions fill in each other's gaps.
 
-Corpus: composed scenes whose plates are the regions, with generated questions of six kinds,
-balanced by answer (`data.questions`; no relations, of which the shipped models were never
-asked). Training, validation and test scenes are drawn anew from a fixed pool by each seed,
-and so are the questions. The pretrained models are shipped, one a paired seed, trained on
-scenes of other corpus seeds (the same 64 drawings, other places, sizes and plates).
+Corpus: composed scenes whose plates are the regions, and questions of six kinds, balanced by
+answer; each seed draws its splits of a fixed pool and the questions anew. The pretrained models
+are shipped, one a paired seed, trained on other scenes (of the same 64 drawings).
 
 Arms, one network, budget and grid of rates: `scratch` begins with initial weights;
 `pretrained` with the shipped model of five tasks; `words` with the one that was asked nothing
-of regions (masked words, matching and answers); `encoders` takes from that of five tasks what
-reads words alone and regions alone, while the layers over both are drawn. In all four the
-head of the answers begins anew (officially its rows are copied where the answer is known), so
-that with shuffled answers nothing is left to know. What pretraining has seen of answers stays
-in the other layers, as in the paper: its questions have the same templates. `own` and `other`
-are not tuned: the shipped model with captions, and a scene's own picture or another's.
+of regions (masked words, matching, answers); `encoders` takes from that of five tasks what
+reads words alone and regions alone, the layers over both are drawn. In all four the head of
+the answers begins anew (officially rows are copied where the answer is known), so that with
+shuffled answers nothing is left to know; what pretraining has seen of answers stays in the
+other layers, as in the paper: its questions have the same templates. `own` and `other` are
+not tuned: the shipped model with captions, and a scene's own picture or another's.
 
 Figures: balanced accuracy, the mean over the 80 answers of how many of its questions get it
-(who knows only the kind of a question gets 6 in 80, .075); words filled in, each hidden alone,
-content words against a, an, of, on; kinds named (clusters of the features), of the two plates
-of which the caption speaks, each hidden alone.
+(who knows the kind of a question alone gets 6 in 80, .075); words filled in, each hidden alone;
+kinds (clusters) named of the two plates that the caption speaks of, each hidden alone.
 
 Looked at before: the plan's measurements of the budget; the shipped models' bars in their
-recipe (words filled in, answers and matching, own and another's picture; never after tuning),
-where words alone came out better than five tasks for each of the five seeds that had both
-(nouns filled in .84 to .79, .59 to .45, .84 to .78, .80 to .73, .75 to .73; answers likewise),
-so `vision-tasks` may come out opposite; `other-modality` is nearly known from there,
+recipe (words filled in, answers, matching, own and another's picture; never after tuning), where
+words alone came out better than five tasks for each of the five seeds that had both:
+`vision-tasks` may come out opposite; `other-modality` is nearly known from there,
 `hidden-regions` is not. For this design the baseline `scratch` alone, tuning seed 3001, test
 rows, rate .001: .07 after 100 steps; .10 after 600, its training loss near 0; .13 after 600
-with 1,500 questions. So neither steps nor questions of this order make it look, and a claim on
+with 1,500 questions. Neither steps nor questions of this order make it look, so a claim on
 how the gain shrinks with more questions, which was planned, had no condition here.
 
-Pairs of a user's own (texts that may be questions, with the label `answer`): the models of
-five tasks and of words are trained on them first, as arms; regions are the cells of a grid of
-six by six, unless there are boxes (column `image_boxes`); two claims, the others are about
-the shipped models.
+Pairs of a user's own (texts, some with the label `answer`): the models of five tasks and of words
+are arms, trained first; regions are a grid's cells, or `image_boxes`; two claims remain.
 
 Draft: nothing is published yet. Delete this line with the first published results.
 """
@@ -49,12 +43,11 @@ from torch import Tensor
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Reported, Trained
 from alignkit.claims.common import corpus, model_of, need_labels, on_test, rates
 from alignkit.data import Pairs, Splits, Tokens
-from alignkit.data.questions import questions
+from alignkit.data.questions import asked
 from alignkit.data.scenes import NOUNS, scenes
 from alignkit.encoders import add_regions
-from alignkit.evaluation.fused import (
-    answer_accuracy, answers_of, fill_in_accuracy, kind_accuracy,
-)  # fmt: skip
+from alignkit.encoders.regions import grid_boxes, other_regions
+from alignkit.evaluation import answer_accuracy, answers_of, fill_in_accuracy, kind_accuracy
 from alignkit.methods.lxmert import Lxmert, LxmertSettings
 from alignkit.parts import Method, WordPieces, shipped
 from alignkit.parts.fusion import FusionSettings, load_fusion
@@ -65,18 +58,14 @@ from alignkit.training import Budget
 FIRST = 100  # of the paired seeds; those below were free for looks while it was planned
 NEEDS, LABELS = ("image", "text"), ("answer",)
 KIND, UNITS = "fusion", 8  # of the shipped models: their folder, seeds of each variant
-PARTS = (0.5, 0.2, 0.3)  # of the scenes: training, validation, test
-# Questions of each kind, of a hundred.
-MIX = {"colour": 25, "noun": 25, "shape": 13, "size": 12, "exists": 13, "count": 12}
 LITTLE = ("a", "an", "of", "on")  # words that the sentence gives away
 NEW = ("answer_head",)  # tensors that no arm takes over
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Scenes, and questions of training, validation and test; captions for what is hidden;
-    of own pairs: encoder and its layer, words of the vocabulary, steps of pretraining;
-    shapes; budget."""
+    """Scenes; questions of training, validation and test; captions; encoder and its layer; of
+    own pairs words of the vocabulary and steps of pretraining; shapes; budget."""
 
     scenes: int = 1000
     questions: tuple[int, int, int] = (300, 300, 1000)
@@ -91,21 +80,18 @@ class Scale:
 
 
 SCALES = {
-    # The code path in seconds, no claim is read off it.
     "tiny": Scale(scenes=120, questions=(16, 12, 16), captions=8, pretraining=4,
                   budget=replace(Scale.budget, steps=4, batch_size=8, validate_every=2)),
     "small": Scale(),
     # One 16 GB GPU; bring questions on photographs (`--pairs`), some thousand.
     "gpu": Scale(encoder="timm:vit_small_patch14_dinov2.lvd142m", layer=-1, words=8000,
                  pretraining=20_000,
-                 model=FusionSettings(width=256, word_layers=3, region_layers=2,
-                                      cross_layers=3, dropout=0.1, clusters=400),
+                 model=FusionSettings(256, 4, 3, 2, 3, dropout=0.1, clusters=400),
                  budget=replace(Scale.budget, steps=3000, batch_size=128, lr=3e-4,
                                 validate_every=500, precision="fp16")),
     # The paper's network, steps, batch and rate on GQA (1.07 million questions).
     "full": Scale(encoder="timm:resnet101", layer=-1, words=30_000, pretraining=670_000,
-                  model=FusionSettings(width=768, heads=12, word_layers=9, region_layers=5,
-                                       cross_layers=5, dropout=0.1, clusters=1600),
+                  model=FusionSettings(768, 12, 9, 5, 5, dropout=0.1, clusters=1600),
                   budget=replace(Scale.budget, steps=130_000, batch_size=32, lr=1e-5,
                                  warmup=0.1, validate_every=5000)),
 }
@@ -119,54 +105,28 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
     """
     s, own = SCALES[scale], pairs is not None
     pairs = corpus(scale, pairs, lambda: scenes(s.scenes))
-    boxes = None
     if own:
         need_labels(pairs, LABELS, "the answer to each question")
-        boxes = pairs["image_boxes"] if "image_boxes" in pairs.columns else grid(len(pairs))
+    boxes = pairs.columns.get("image_boxes", grid_boxes(len(pairs)) if own else None)
     pairs = add_regions(pairs, "image", s.encoder, layers=(s.layer,), boxes=boxes)
     end = f"_layer{s.layer}" if s.layer >= 0 else ""
     return pairs.with_features(image_regions=pairs[f"image{end}_regions"])
 
 
-def grid(n: int, side: int = 6) -> Tokens:
-    """For n pictures the boxes of side² equal cells [n, side², 4]."""
-    low = torch.cartesian_prod(torch.arange(side), torch.arange(side)).flip(1) / side
-    boxes = torch.cat([low, low + 1 / side], 1).clamp(max=1.0)
-    return Tokens(boxes.expand(n, -1, -1).clone(), torch.ones(n, side**2, dtype=torch.bool))
-
-
-# Rows ---------------------------------------------------------------------------------
-def asked(pairs: Pairs, n: int, seed: int) -> Pairs:
-    """About n questions on these scenes in the column `text`, with the label `answer`."""
-    few = n < 60 or len(pairs) < 60  # too few for each of the 64 nouns
-    each = {kind: max(1, n * share // 100) for kind, share in MIX.items()
-            if not (few and kind == "noun")}
-    made = questions(pairs.only("image", "image_regions", "image_boxes"), each, seed)
-    return made.with_features(text=made["question"])
-
-
-def rolled(rows: Pairs) -> Pairs:
-    """The rows, each with the picture of the row before it."""
-    return rows.with_features(**{c: Tokens(*(x.roll(1, 0) for x in rows[c]))
-                                 for c in ("image_regions", "image_boxes")})
-
-
+# Nulls --------------------------------------------------------------------------------
 def dealt_anew(splits: Splits, seed: int) -> Splits:
     """A null's `transform`: no test row keeps its picture, so 'own' is another's as well."""
-    test = splits.test
-    by = torch.randint(2, len(test) - 1, (), generator=torch.Generator().manual_seed(seed))
-    return splits._replace(test=test.with_features(**{
-        c: Tokens(*(x.roll(int(by), 0) for x in test[c]))
-        for c in ("image_regions", "image_boxes")}))
+    by = torch.randint(2, len(splits.test) - 1, (), generator=torch.Generator().manual_seed(seed))
+    return splits._replace(test=other_regions(splits.test, int(by)))
 
 
 def unanswered(splits: Splits, seed: int) -> Splits:
     """A null's `transform`: training and validation questions get each other's answers."""
-    def turned(rows: Pairs, seed: int) -> Pairs:
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        return replace(rows, labels={**rows.labels, "answer": rows.labels["answer"][order]})
+    def turned(rows: Pairs, k: int) -> Pairs:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed + k))
+        return replace(rows, labels=rows.labels | {"answer": rows.labels["answer"][order]})
 
-    return splits._replace(train=turned(splits.train, seed), val=turned(splits.val, seed + 1))
+    return splits._replace(train=turned(splits.train, 0), val=turned(splits.val, 1))
 
 
 # Figures and conditions ---------------------------------------------------------------
@@ -181,14 +141,8 @@ def answered(method: Method, rows: Pairs) -> float:
     return answer_accuracy(method.model, *_seen(method.model, rows), rows.labels["answer"])
 
 
-def validation(method: Method, splits: Splits) -> dict[str, float]:
-    """Balanced accuracy on the validation questions."""
-    return {"answers": answered(method, splits.val)}
-
-
 def filled_in(model, rows: Pairs, group: str) -> float:
-    """How many words of the captions the model names, each hidden alone: 'content', 'little'
-    (`LITTLE`) or 'nouns'."""
+    """How many 'content' words, 'little' ones or 'nouns' it names, each hidden alone."""
     words = model.tokens(rows["text"])
     known = [model.pieces.vocabulary.index(w) for w in (NOUNS if group == "nouns" else LITTLE)]
     of = torch.isin(words.values, torch.tensor(known))
@@ -198,32 +152,31 @@ def filled_in(model, rows: Pairs, group: str) -> float:
 
 
 def content_and_little(arms: Mapping[str, Trained]) -> dict[str, float]:
-    """A claim's `measure`: content words filled in by arm, and little words."""
+    """Content words filled in by arm, and little words."""
     return {name + end: filled_in(arm.method.model, arm.splits.test, group)
             for end, group in (("", "content"), (", little words", "little"))
             for name, arm in arms.items()}
 
 
 def kinds_named(method: Method, rows: Pairs) -> float:
-    """How many hidden regions' kinds the model names, of the first two of a scene, of which
-    its caption speaks."""
+    """How many of a scene's first two regions, of which its caption speaks, have their kind
+    named while they are hidden."""
     named = rows["image_regions"].mask.clone()
     named[:, 2:] = False
     return kind_accuracy(method.model, *_seen(method.model, rows), named)
 
 
 def noun_gap(arm: Trained) -> float:
-    """How many nouns of captions the shipped model fills in with its own picture, less with
-    another."""
+    """Nouns that the shipped model fills in with its own picture, less with another's."""
     model, rows = load_fusion(arm.splits.test.tables["unit"]), arm.splits.test.tables["scenes"]
-    return filled_in(model, rows, "nouns") - filled_in(model, rolled(rows), "nouns")
+    return filled_in(model, rows, "nouns") - filled_in(model, other_regions(rows), "nouns")
 
 
 def blind(arm: Trained) -> float:
-    """The share of questions that the shipped model answers rightly with the regions of
-    another row."""
-    model, rows = load_fusion(arm.splits.test.tables["unit"]), rolled(arm.splits.test)
-    return (answers_of(model, *_seen(model, rows)) == rows.labels["answer"]).float().mean().item()
+    """The share of questions that it answers rightly with the regions of another row."""
+    model, rows = load_fusion(arm.splits.test.tables["unit"]), other_regions(arm.splits.test)
+    right = answers_of(model, *_seen(model, rows)) == rows.labels["answer"]
+    return right.float().mean().item()
 
 
 # Claims -------------------------------------------------------------------------------
@@ -236,9 +189,7 @@ def started(variant: str, new: tuple[str, ...], seed: int) -> dict[str, Tensor]:
 
 def _arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
     """The arms on scenes."""
-    @lru_cache(maxsize=2)
-    def parts_of(seed: int) -> Splits:
-        return pairs.split(seed, PARTS)
+    parts_of = lru_cache(maxsize=2)(lambda seed: pairs.split(seed, (0.5, 0.2, 0.3)))
 
     @lru_cache(maxsize=2)
     def asking(seed: int) -> Splits:
@@ -248,10 +199,10 @@ def _arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
                 "scenes": captions(seed).test}
         return made._replace(test=replace(made.test, tables=made.test.tables | more))
 
-    def captions(seed: int, change=lambda rows: rows) -> Splits:
+    def captions(seed: int, by: int = 0) -> Splits:
         parts = parts_of(seed)
-        return parts._replace(test=change(parts.test.select(
-            range(min(s.captions, len(parts.test))))))
+        rows = parts.test.select(range(min(s.captions, len(parts.test))))
+        return parts._replace(test=other_regions(rows, by))
 
     def arm(rows, variant: str = "", *new: str) -> Arm:
         return Arm(rows, lambda parts: Lxmert(LxmertSettings(s.model), parts.train),
@@ -260,20 +211,22 @@ def _arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
     return {"scratch": arm(asking), "pretrained": arm(asking, "five", *NEW),
             "words": arm(asking, "words", *NEW),
             "encoders": arm(asking, "five", *NEW, "cross_layers", "pool"),
-            "own": arm(captions, "five"), "other": arm(partial(captions, change=rolled), "five")}
+            "own": arm(captions, "five"), "other": arm(partial(captions, by=1), "five")}
 
 
 def _own_arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
-    """The arms on a user's pairs: the models of five tasks and of words are arms, too."""
-    names = tuple(pairs.label_names["answer"]) if "answer" in pairs.label_names else tuple(
-        str(k) for k in range(int(pairs.labels["answer"].max()) + 1))
+    """The arms on a user's pairs."""
+    names = tuple(pairs.label_names.get("answer") or map(
+        str, range(int(pairs.labels["answer"].max()) + 1)))
 
     def arm(tasks: tuple[str, ...] = (), start: str | None = None) -> Arm:
         def build(parts: Splits) -> Method:
             pieces = WordPieces.train(parts.train["text"], s.words).vocabulary
             regions = int(parts.train["image_regions"].mask.sum())
             model = replace(s.model, clusters=min(s.model.clusters, regions))
-            return Lxmert(LxmertSettings(model, tuple(pieces), names, tasks), parts.train)
+            # With an answer more, what pretraining knew of answers does not fit into the head.
+            answers = (*names, "") if tasks else names
+            return Lxmert(LxmertSettings(model, tuple(pieces), answers, tasks), parts.train)
 
         return Arm(pairs.split, build, start)
 
@@ -298,8 +251,9 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
             name=name, sentence=sentence, baseline=baseline, method=method,
             arms={n: arms[n] for n in (baseline, method, *more)}, differs="method",
             figure="balanced accuracy", measure=on_test(answered), budget=s.budget,
-            budgets={n: {"steps": s.pretraining} for n in more}, validate=validation,
-            choose_by="answers", grid=rates(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+            budgets={n: {"steps": s.pretraining} for n in more}, choose_by="answers",
+            validate=lambda method, splits: {"answers": answered(method, splits.val)},
+            grid=rates(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
             condition=room if own else (*looks, room), units=None if own else UNITS,
             null=Null("training and validation answers shuffled", unanswered, 0.0, 0.05),
             margin=0.05, margin_why="one question in twenty; pretraining costs more than "
@@ -318,8 +272,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
         claim("vision-tasks", "Pretraining that also asks for masked regions helps beyond the "
               "same pretraining without.", "words", "pretrained", "five", "only-words",
               margin=0.01, margin_why="the paper's own differences on answers are 1 to 4 in a "
-              "hundred",
-              paper=Reported(0.663, 0.699, "table 5, VQA dev: no vision tasks, both")),
+              "hundred", paper=Reported(0.663, 0.699, "table 5, VQA dev: no vision tasks, both")),
     ]
     if own:
         return found
@@ -335,14 +288,13 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
                    f["own, little words"] - f["other, little words"]),
                subtracts="content words, own minus other picture, less the same of little words",
                margin_why="one word in twenty; less could be luck of the sentence",
-               detectable=0.05,  # the shipped models' noun gaps differ by .13 (sd)
-               condition=Condition("content words filled in with another's picture",
-                                   lambda arm: filled_in(arm.method.model, arm.splits.test,
-                                                         "content"), 0.0, 0.5)),
+               detectable=0.05,
+               condition=Condition("content words filled in with another's picture", lambda a: (
+                   filled_in(a.method.model, a.splits.test, "content")), 0.0, 0.5)),
         hidden("hidden-regions", "And words fill in hidden regions: their kind is named more "
                "often with the caption of their own picture than with another's.",
                figure="kinds named", measure=on_test(kinds_named),
                margin_why="one region in twenty, as for words",
-               condition=Condition("kinds named with another's caption", lambda arm: kinds_named(
-                   arm.method, arm.splits.test), 0.0, 0.6)),
+               condition=Condition("kinds named with another's caption", lambda a: kinds_named(
+                   a.method, a.splits.test), 0.0, 0.6)),
     ]

@@ -100,6 +100,21 @@ def regions(inner: Encoder) -> Encoder:
     return around(inner, "regions", "image", "roi_align of boxes; 1", run)
 
 
+def grid_boxes(n: int, side: int = 6) -> Tokens:
+    """For n pictures the boxes of side² equal cells [n, side², 4], where nothing is known of
+    what they show; row by row."""
+    y, x = torch.cartesian_prod(*[torch.arange(side)] * 2).T
+    boxes = torch.stack([x, y, x + 1, y + 1], 1) / side
+    return Tokens(boxes.expand(n, -1, -1).clone(), torch.ones(n, side**2, dtype=torch.bool))
+
+
+def other_regions(rows: Pairs, by: int = 1) -> Pairs:
+    """The rows, each with `image_regions` and `image_boxes` of the row before it (or `by` rows
+    before): what a model says then, it says from the words."""
+    return rows.with_features(**{c: Tokens(*(x.roll(by, 0) for x in rows[c]))
+                                 for c in ("image_regions", "image_boxes")})
+
+
 def as_map(tokens: Tensor, name: str) -> Tensor:
     """Tokens [n, side², d], row by row -> [n, d, side, side]."""
     n, t, d = tokens.shape

@@ -33,7 +33,8 @@ region as 0 does there (lxmert_pretrain.py:121), and their loss is the mean over
 where the code divides the mean over all regions by 0.15 (modeling.py:161), equal on average
 alone; of a question one answer is right (soft scores of ten people); the answers' head begins
 anew in tuning, where the code copies the rows of answers it knows (tasks/vqa.py:54,
-pretrain/qa_answer_table.py:84); no dropout; words are whole; AdamW with a cosine (BertAdam
+pretrain/qa_answer_table.py:84); the bias before a region's LayerNorm begins at random numbers
+(there at 0, so that a masked region's first gradients are 1e6 times too large); no dropout; words are whole; AdamW with a cosine (BertAdam
 without its bias correction, linear). Of its pretraining see `data_scripts/train_fusion.py`:
 masked words alone come first, half of the words are masked (15 %), three rows in ten get
 another picture's words and are then asked for the match alone (half, asked for all).
@@ -46,13 +47,13 @@ sentence still (modeling.py:270), of which the paper says nothing; here it learn
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alignkit.data import Pairs, Tokens
 from alignkit.data.questions import ANSWERS, words
 from alignkit.parts import Method
-from alignkit.parts.fusion import Fused, FusionModel, FusionSettings
+from alignkit.parts.fusion import STD, Fused, FusionModel, FusionSettings
 from alignkit.parts.fusion_tasks import know_regions, task_batch, task_losses
 from alignkit.parts.text import IGNORED, SPECIAL
 
@@ -79,6 +80,8 @@ class Lxmert(Method):
         seen, s = pairs["image_regions"], settings
         shape = replace(s.model, region_width=seen.values.shape[2])
         self.model = FusionModel(shape, s.vocabulary, s.answers)
+        # A hidden region is 0 here: with a bias of 0 as well its LayerNorm has a slope of 1e6.
+        nn.init.normal_(self.model.region_in.bias, std=STD / shape.width**0.5)
         real = seen.values[seen.mask]
         if s.tasks:
             know_regions(self.model, real, s.seed)
