@@ -189,7 +189,7 @@ def started(variant: str, new: tuple[str, ...], seed: int) -> dict[str, Tensor]:
 
 def _arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
     """The arms on scenes."""
-    parts_of = lru_cache(maxsize=2)(lambda seed: pairs.split(seed, (0.5, 0.2, 0.3)))
+    parts_of = lru_cache(maxsize=2)(lambda seed: pairs.split(seed, (0.35, 0.25, 0.4)))
 
     @lru_cache(maxsize=2)
     def asking(seed: int) -> Splits:
@@ -253,7 +253,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
             figure="balanced accuracy", measure=on_test(answered), budget=s.budget,
             budgets={n: {"steps": s.pretraining} for n in more}, choose_by="answers",
             validate=lambda method, splits: {"answers": answered(method, splits.val)},
-            grid=rates(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+            grid=rates(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
             condition=room if own else (*looks, room), units=None if own else UNITS,
             null=Null("training and validation answers shuffled", unanswered, 0.0, 0.05),
             margin=0.05, margin_why="one question in twenty; pretraining costs more than "
