@@ -8,7 +8,10 @@ Trained first on pictures with sentences, by hiding words and regions that the o
 can fill in, by mismatched pairs and by questions, a fused model answers questions about
 pictures better than the same network trained on the questions alone.
 
-Use it when: HERE
+Use it when: you have regions with boxes and texts that name them, and a model is to fill in what
+is missing in words from a picture: with another's picture it lost half of the content words and
+none of the little ones. Give tuning time: after 100 steps with a new head of answers it knew
+less of them than the questions alone give away.
 
 Equations, h the words and v the regions after layers of their own, in each layer of both:
     h' = LN(h + Att(h; v)),  v' = LN(v + Att(v; h)),  one and the same Att and LN
