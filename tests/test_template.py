@@ -30,15 +30,10 @@ def test_there_are_notebooks():
     assert len(NOTEBOOKS) >= 2
 
 
-# Written on the day when the rule on questions came; they may still have none.
-UNASKED = {"3-fusion/01-lxmert.ipynb"}
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=_name)
 def test_template(path):
     """Every problem at once, with its line in the script of `alignkit notebook`."""
-    problems = [p for p in check_template(path)
-                if _name(path) not in UNASKED or "asks 0 times" not in p]
+    problems = check_template(path)
     assert not problems, "\n".join([f"{_name(path)}:", *problems])
 
 

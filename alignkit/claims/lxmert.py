@@ -29,8 +29,8 @@ how the gain shrinks with more questions, which was planned, had no condition he
 
 Pairs of a user's own (texts, some with the label `answer`): the models of five tasks and of words
 are arms, trained first; regions are a grid's cells, or `image_boxes`; two claims remain.
-Seen afterwards: already the pilot's `words` (.041) and `encoders` (.055) were below the prior: 100
-steps are too few for a new head. `pretrained`, seed 1000, 200 steps at .002: .09, loss falling.
+Seen afterwards: already the pilot's `words` (.041) and `encoders` (.055) were below the prior:
+100 steps are too few for a new head. `pretrained`, seed 1000, 200 steps at .002: .09.
 """
 
 from collections.abc import Mapping
