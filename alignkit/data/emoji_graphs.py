@@ -100,7 +100,8 @@ def mentions(least: int = 6, shared: tuple[int, int] = (3, 15), each: int = 3,
     )  # fmt: skip
 
 
-def emoji_graphs(other: str = "de", least: int = 3, most: int = 30) -> Pairs:
+def emoji_graphs(other: str = "de", least: int = 3, most: int = 30,
+                 limit: int | None = None) -> Pairs:
     """Two graphs of the same emoji, a row for each: English keywords with OpenMoji's
     drawings, and another language's with Noto's.
 
@@ -114,6 +115,7 @@ def emoji_graphs(other: str = "de", least: int = 3, most: int = 30) -> Pairs:
     Args:
         other: a language of `emoji`'s keywords. least: keywords in either language.
         most: emoji that a joining keyword may have: more would join them all.
+        limit: only so many emoji, evenly from the first to the last; edges are theirs.
 
     Raises: ValueError for numbers below 1, or that leave no emoji; FetchError, which says
         what to install or bring.
@@ -124,6 +126,8 @@ def emoji_graphs(other: str = "de", least: int = 3, most: int = 30) -> Pairs:
     things = _things(least, ("en", other))
     if not things.ours:
         raise ValueError(f"no emoji has {least} keywords in en and {other}")
+    if limit is not None:
+        things = _some(things, torch.linspace(0, len(things.ours) - 1, limit).long().tolist())
     every, tables = things.every, {}
     for end, said in zip(("", "_other"), things.words.values(), strict=True):
         tables[f"edges{end}"] = shared_word_edges(said, most)
@@ -135,7 +139,8 @@ def emoji_graphs(other: str = "de", least: int = 3, most: int = 30) -> Pairs:
          "image_other": take(every["image"], torch.tensor(things.theirs)),
          "text_other": second},
         ids=[every.ids[row].split()[0] for row in things.ours], tables=tables,
-        provenance=every.provenance.derive(f"graphs 1 {other} {least} {most}"))
+        provenance=every.provenance.derive(f"graphs 1 {other} {least} {most}"
+                                         + f" {limit}" * (limit is not None)))
 
 
 def shared_word_edges(said: Sequence[Sequence[str]], most: int) -> Tensor:
@@ -148,6 +153,12 @@ def shared_word_edges(said: Sequence[Sequence[str]], most: int) -> Tensor:
     edges = {(a, b) for rows in having.values() if len(rows) <= most
              for a in rows for b in rows if a != b}
     return torch.tensor(sorted(edges), dtype=torch.long).reshape(-1, 2).T
+
+
+def _some(things: _Things, at: Sequence[int]) -> _Things:
+    """The things that stand at these places."""
+    return _Things(things.every, [things.ours[k] for k in at], [things.theirs[k] for k in at],
+                   {code: [said[k] for k in at] for code, said in things.words.items()})
 
 
 def _things(least: int, languages: Sequence[str]) -> _Things:

@@ -34,6 +34,7 @@ from alignkit.evaluation.geometry import (
     rice_k,
     uniformity,
 )
+from alignkit.evaluation.hubs import csls
 from alignkit.evaluation.linear_maps import CanonicalMaps, cca, procrustes, ridge_map
 from alignkit.evaluation.matching import LocalCka, assignment_accuracy, local_cka
 from alignkit.evaluation.pixel_matches import (
@@ -74,6 +75,7 @@ __all__ = [
     "cka_debiased",
     "class_embeddings",
     "corner_error",
+    "csls",
     "effective_rank",
     "encode_pairs",
     "error_auc",
