@@ -9,6 +9,7 @@ with a sentence that is generated, or with keywords and a graph in another langu
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -153,6 +154,36 @@ def shared_word_edges(said: Sequence[Sequence[str]], most: int) -> Tensor:
     edges = {(a, b) for rows in having.values() if len(rows) <= most
              for a in rows for b in rows if a != b}
     return torch.tensor(sorted(edges), dtype=torch.long).reshape(-1, 2).T
+
+
+def with_word_features(pairs: Pairs, most: int = 30, kept: int = 1000) -> Pairs:
+    """Pairs of two graphs, as of `emoji_graphs`, with what their words say.
+
+    A word that 2 to `most` entities of a graph have joins them: `text_relations` counts at
+    each word how many it joins one with. `text_attributes` is 1 at the entity's more common
+    words. Columns are the `kept` most frequent of either kind, of both graphs; no word of
+    one is a word of the other. Also labels `node` and `node_other`, the rows' nodes, the
+    table `nodes`, how many there are, and edges where there are none.
+    """
+    ends, features, tables = ("", "_other"), {}, {"nodes": (len(pairs), len(pairs))}
+    said = {end: [{word.lower() for word in text.split(SEPARATOR) if word}
+                  for text in pairs[f"text{end}"]] for end in ends}
+    count = Counter((end, word) for end, rows in said.items() for words in rows
+                    for word in sorted(words))
+    joins = [word for word, n in count.most_common() if 2 <= n <= most][:kept]
+    common = [word for word, n in count.most_common() if n > most][:kept]
+    joined = torch.tensor([count[word] - 1.0 for word in joins])
+    for end, rows in said.items():
+        for kind, known in (("relations", joins), ("attributes", common)):
+            features[f"text{end}_{kind}"] = torch.tensor(
+                [[float(own == end and word in words) for own, word in known]
+                 for words in rows]).reshape(len(rows), len(known))
+        features[f"text{end}_relations"] *= joined
+        name = f"edges{end}"
+        tables[name] = pairs.tables.get(name, shared_word_edges([*map(sorted, rows)], most))
+    labels = {f"node{end}": torch.arange(len(pairs)) for end in ends}
+    pairs = pairs.with_features(**features)
+    return replace(pairs, tables=pairs.tables | tables, labels=pairs.labels | labels)
 
 
 def _some(things: _Things, at: Sequence[int]) -> _Things:

@@ -15,7 +15,7 @@ def with_loops(edges: Tensor, n: int) -> Tensor:
         raise ValueError(f"edges must be [2, e] with nodes 0 to {n - 1}, got "
                          f"{tuple(edges.shape)}" + (f" with {int(edges.min())} to "
                          f"{int(edges.max())}" if edges.numel() else ""))
-    edges = torch.cat([edges, torch.arange(n).expand(2, -1)], 1)
+    edges = torch.cat([edges, torch.arange(n, device=edges.device).expand(2, -1)], 1)
     return edges[:, edges[1].sort(stable=True).indices]
 
 
@@ -40,11 +40,13 @@ class GraphAttention(nn.Module):
         at least one to each node."""
         source, to = edges
         at, of = torch.einsum("nd,ehd->enh", x, self.ends * self.w)  # [n, heads] of each end
-        score = -F.leaky_relu(at[to] + of[source], 0.2)
+        # index_select, not at[to]: its gradient is several times as fast.
+        score = -F.leaky_relu(at.index_select(0, to) + of.index_select(0, source), 0.2)
         place = to[:, None].expand_as(score)
         top = score.new_full(at.shape, -torch.inf).scatter_reduce(0, place, score.detach(), "amax")
         share = (score - top[to]).exp()
-        share = share / torch.zeros_like(at).scatter_add(0, place, share)[to]
+        total = torch.zeros_like(at, dtype=share.dtype).index_add(0, to, share)
+        share = share / total.index_select(0, to)
         first = torch.searchsorted(to, torch.arange(len(x), device=x.device))
         heads = [w * F.embedding_bag(source, x, first, mode="sum", per_sample_weights=part)
                  for w, part in zip(self.w, share.T.to(x).contiguous(), strict=True)]
