@@ -5,8 +5,11 @@ from collections import Counter
 import pytest
 import torch
 
+from alignkit.data import Pairs
 from alignkit.data.emoji import read_keywords
-from alignkit.data.emoji_graphs import SENTENCES, emoji_graphs, mentions, shared_word_edges
+from alignkit.data.emoji_graphs import (
+    SENTENCES, emoji_graphs, mentions, shared_word_edges, with_word_features,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +92,30 @@ def test_the_two_graphs_are_sparse_and_apart():
         emoji_graphs("en")
     with pytest.raises(ValueError, match="no emoji has 99"):
         emoji_graphs(least=99)
+
+
+def test_a_limit_is_even_and_edges_are_of_those_that_are_left():
+    few, every = emoji_graphs(limit=50), emoji_graphs()
+    assert len(few) == 50 and {*few.ids} <= {*every.ids} and few.ids[0] == every.ids[0]
+    assert few.provenance.hash != every.provenance.hash
+    said = [text.split(", ") for text in few["text"]]
+    assert torch.equal(few.tables["edges"], shared_word_edges(said, 30))
+
+
+def test_words_are_relations_or_attributes_and_languages_stay_apart():
+    pairs = Pairs.make({"text": ["cat, pet, Face", "Cat, face", "pet, face", "alone"],
+                        "text_other": ["cat, x", "y, x", "z, x", "cat, x"]})
+    found = with_word_features(pairs, most=2)
+    # Joining words: cat and pet of the first graph, cat of the second. Common: face, and x.
+    a, b = found["text_relations"], found["text_other_relations"]
+    assert a.sum(1).tolist() == [2, 1, 1, 0] and b.sum(1).tolist() == [1, 0, 0, 1]
+    assert a.shape == b.shape == (4, 3) and not (a.any(0) & b.any(0)).any()
+    assert found["text_attributes"].sum(1).tolist() == [1, 1, 1, 0]
+    assert found["text_other_attributes"].sum(1).tolist() == [1, 1, 1, 1]
+    assert found.tables["edges"].T.tolist() == [[0, 1], [0, 2], [1, 0], [2, 0]]
+    assert found.tables["nodes"] == (4, 4) and found.labels["node_other"].tolist() == [0, 1, 2, 3]
+    three = with_word_features(pairs, most=3)  # face joins each of three with two others
+    assert three["text_relations"].sum(1).tolist() == [4, 3, 3, 0]
+    assert with_word_features(pairs, most=2, kept=1)["text_relations"].shape == (4, 1)
+    own = with_word_features(found.with_columns(text=["a"] * 4), most=2)
+    assert torch.equal(own.tables["edges"], found.tables["edges"])  # those that are there stay

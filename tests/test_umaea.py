@@ -307,3 +307,90 @@ def test_settings_refuse():
                         ({"modalities": ("graph",), "imagine": 0, "refine": 0}, "some of")):
         with pytest.raises(ValueError, match=said):
             UmaeaSettings(**SMALL | wrong)
+
+
+# The claims' data, figures and controls -----------------------------------------------
+def whole(n: int = 40) -> Pairs:
+    pairs = rows(n, n, missing=False)
+    hidden = {h: pairs[p].clone() for h, p in zip(claims.HIDDEN, claims.PICTURES, strict=True)}
+    return pairs.with_features(**hidden)
+
+
+def test_missing_pictures_are_noise_like_the_known_or_zeros():
+    pairs = whole()
+    for fill in ("noise", "zeros"):
+        gone = claims.with_missing(pairs, 0.3, 5, fill)
+        known = torch.cat([pairs[p][gone.present[p]] for p in claims.PICTURES])
+        for picture, hidden in zip(claims.PICTURES, claims.HIDDEN, strict=True):
+            here = gone.present[picture]
+            assert int(here.sum()) == 12 and gone.present[hidden].all()
+            assert torch.equal(gone[picture][here], pairs[picture][here])
+            assert torch.equal(gone[hidden], pairs[hidden])
+            if fill == "zeros":
+                assert (gone[picture][~here] == 0).all()
+            else:  # 28 draws of each channel
+                far = (gone[picture][~here].mean(0) - known.mean(0)) / known.std(0)
+                assert (far.abs() < 1).all() and not torch.equal(*gone[picture][~here][:2])
+        assert not torch.equal(*(gone.present[p] for p in claims.PICTURES))
+    again = claims.with_missing(pairs, 0.3, 5)
+    assert torch.equal(again[claims.PICTURES[0]], claims.with_missing(
+        pairs, 0.3, 5)[claims.PICTURES[0]])
+
+
+def test_hit_at_1_is_of_both_directions_and_ties_lose():
+    scores = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.7, 0.3], [0.4, 0.7, 0.5]])
+    # Rows: right, wrong, wrong. Columns: right, a tie, right. 1 / rank: 1, 1/2, 1/2, 1, 1/2, 1.
+    found = claims.found_by(scores)
+    assert found == {"hit@1": 0.5, "mrr": pytest.approx(4.5 / 6)}
+
+
+def test_a_stand_in_that_is_the_picture_has_cosine_1():
+    gone = claims.with_missing(whole(), 0.5, 5)
+    method = made(gone, modalities=("image", "graph"), imagine=0, refine=0)
+
+    def cosine(pairs):
+        return claims.stand_in(claims.Trained(method, claims.Splits(pairs, pairs, pairs), None))
+
+    filled = {p: gone[h] for p, h in zip(claims.PICTURES, claims.HIDDEN, strict=True)}
+    assert cosine(gone.with_features(**filled)) == pytest.approx(1)
+    assert abs(cosine(gone)) < 0.5
+    filled = {p: 0 * x for p, x in filled.items()}
+    assert -1 < cosine(gone.with_features(**filled)) < 0.99
+
+
+def test_controls_move_what_they_say():
+    splits = claims.with_missing(whole(60), 0.5, 1).split(0, (0.4, 0.2, 0.4))
+    linked, seen = claims.others_links(splits, 3), claims.others_pictures(splits, 3)
+    for was, by_link, by_picture in zip(splits, linked, seen, strict=True):
+        node = by_link.labels["node_other"]
+        assert (node != was.labels["node_other"]).all()
+        assert {*node.tolist()} == {*was.labels["node_other"].tolist()}
+        assert torch.equal(by_link.labels["node"], was.labels["node"])
+        at = [was.labels["node_other"].tolist().index(k) for k in node.tolist()]
+        for name in (COLUMNS[k].format("_other") for k in ("image", "attributes", "relations")):
+            assert torch.equal(by_link[name], was[name][at])  # its counterpart moves as a whole
+        assert torch.equal(by_link.present["image_other_features"],
+                           was.present["image_other_features"][at])
+        assert torch.equal(by_link["image_features"], was["image_features"])
+        for picture, hidden in zip(claims.PICTURES, claims.HIDDEN, strict=True):
+            same = [torch.equal(by_picture[hidden][i], was[hidden][i]) for i in range(len(was))]
+            assert not any(same)
+            here = by_picture.present[picture]
+            assert torch.equal(by_picture[picture][here], by_picture[hidden][here])
+        assert torch.equal(by_picture["text_relations"], was["text_relations"])
+        assert torch.equal(by_picture.labels["node_other"], was.labels["node_other"])
+
+
+def test_arms_take_as_many_steps_and_rows_must_be_things():
+    found = claims.claims(claims.data("tiny"), "tiny")
+    for claim in found:
+        for name, arm in claim.arms.items():
+            method = arm.build(arm.data(0))
+            steps = sum(stage.steps or claim.budget.steps for stage in method.stages()
+                        if not stage.solve) if name.startswith("umaea") else (
+                            claim.budgets[name]["steps"])
+            assert steps == 8, name
+    twice = claims.data("tiny")
+    twice = replace(twice, item=twice.item // 2, group=twice.item // 2)
+    with pytest.raises(ValueError, match="of its own"):
+        claims.data("tiny", twice)
