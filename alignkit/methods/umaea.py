@@ -220,6 +220,7 @@ class Umaea(Method):
         return [{"params": found[False], "lr": rate},
                 {"params": found[True], "lr": rate, "weight_decay": 0.0}]
 
+    @torch.no_grad()
     def enter(self, pairs: Pairs, stage: int) -> None:
         """Begin a stage: c are ones again."""
         self.stage.fill_(stage)
