@@ -55,7 +55,7 @@ def rows(n: int = 4, nodes: int = 6, missing: bool = True) -> Pairs:
     edges = torch.tensor([[0, 1, 1, 2, 4, 5], [1, 0, 2, 1, 5, 4]])
     present = {"image_features": torch.arange(n) != 1, "image_other_features": torch.arange(n) > 0}
     return Pairs.make(columns, present=present if missing else {},
-                      labels={"node": torch.arange(n), "node_other": torch.arange(n) + 2},
+                      labels={"node": torch.arange(n), "node_other": (torch.arange(n) + 2) % nodes},
                       tables={"nodes": (nodes, nodes), "edges": edges,
                               "edges_other": edges.flip(0).flip(1)})
 
