@@ -391,6 +391,7 @@ def test_arms_take_as_many_steps_and_rows_must_be_things():
                             claim.budgets[name]["steps"])
             assert steps == 8, name
     twice = claims.data("tiny")
-    twice = replace(twice, item=twice.item // 2, group=twice.item // 2)
+    item = twice.item.clamp(min=1)  # two rows of one thing
+    twice = replace(twice, item=item, group=item)
     with pytest.raises(ValueError, match="of its own"):
         claims.data("tiny", twice)
