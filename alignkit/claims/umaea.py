@@ -51,7 +51,7 @@ ENDS = tuple(SIDES.values())
 PICTURES = tuple(COLUMNS["image"].format(end) for end in ENDS)
 HIDDEN = tuple(f"hidden{end}_features" for end in ENDS)  # pictures as they were
 NEAR = 3  # neighbours of CSLS, the paper's
-GRID = tuple({"lr": lr, "settings": {"rate": lr}} 
+GRID = tuple({"lr": lr, "settings": {"rate": lr}}
              for lr in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2))
 
 
