@@ -21,7 +21,9 @@ having one, noise .143, .158, .176, zeros .181, .184, .188; with all pictures .3
 pictures alone .410, graph alone .157. After 100 steps: none .186, .184, .169 at rates of .01,
 .03, .1, noise@0.05 .159, .117, .131; noise .153, .199, .225 at .0003, .001, .003 (one seed). So
 the condition is there, noise does harm below about one in five. Of the other arms, steps were
-timed.
+timed. A first registration was refused: pictures were told apart through the baseline's own
+head, which for `zeros` has learned from few (.091, wanted .1 or more; `noise` .219, noise@0.05
+.198). The pictures themselves are asked now; the tuning, the same code, was kept.
 
 Draft: nothing is published yet. Delete this line with the first published results.
 """
@@ -176,11 +178,8 @@ def stand_in(arm: Trained) -> float:
 
 # Conditions and nulls -----------------------------------------------------------------
 def _told_apart(arm: Trained) -> float:
-    """hit@1 of test entities by their pictures alone, none missing, through the trained
-    head."""
-    head, test = arm.method.heads["image"], arm.splits.test
-    with torch.no_grad():
-        a, b = (unit(head(unit(test[hidden]))).cpu() for hidden in HIDDEN)
+    """hit@1 of test entities by their pictures' features alone, less the mean, none missing."""
+    a, b = (unit(x - x.mean(0)) for x in (arm.splits.test[hidden] for hidden in HIDDEN))
     return found_by(a @ b.T)["hit@1"]
 
 
@@ -198,7 +197,7 @@ def _joined_alike(arm: Trained) -> float:
 
 ROOM = Condition("the baseline's hit@1 leaves room",
                  lambda arm: on_tests({"": arm})[""], 0.05, 0.8)
-TOLD = Condition("hit@1 by all pictures alone, through the baseline's head", _told_apart, 0.1, 1.0)
+TOLD = Condition("hit@1 by the features of all pictures alone", _told_apart, 0.2, 1.0)
 ALIKE = Condition("cosine of joined entities' pictures, less the mean", _joined_alike, 0.05, 1.0)
 
 
