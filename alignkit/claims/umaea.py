@@ -25,7 +25,6 @@ timed. A first registration was refused: pictures were told apart through the ba
 head, which for `zeros` has learned from few (.091, wanted .1 or more; `noise` .219, noise@0.05
 .198). The pictures themselves are asked now; the tuning, the same code, was kept.
 
-Draft: nothing is published yet. Delete this line with the first published results.
 """
 
 from collections.abc import Mapping, Sequence
