@@ -24,9 +24,9 @@ class GraphAttention(nn.Module):
 
     For each head, of edges j -> i (from `with_loops`), with s = LeakyReLU(a · [h_i, h_j]):
         h = w ∘ x;   out_i = Σ_j softmax_j(−s_ij) h_j;   the heads are averaged
-    A weight for each channel stands in the place of a matrix, and the sign of s is turned
-    (Sun et al. 2020's GAT for entity alignment, after Veličković et al. 2018). w starts at
-    1, so that untrained nodes become means of their neighbours, all but evenly weighed.
+    That is Veličković et al. 2018, Graph attention networks, with two changes that code for
+    entity alignment makes: a weight for each channel in the place of a matrix, and the sign
+    of s turned. w starts at 1: untrained nodes become all but even means of neighbours.
     """
 
     def __init__(self, width: int, heads: int = 2):
@@ -40,7 +40,6 @@ class GraphAttention(nn.Module):
         at least one to each node."""
         source, to = edges
         at, of = torch.einsum("nd,ehd->enh", x, self.ends * self.w)  # [n, heads] of each end
-        # index_select, not at[to]: its gradient is several times as fast.
         score = -F.leaky_relu(at.index_select(0, to) + of.index_select(0, source), 0.2)
         place = to[:, None].expand_as(score)
         top = score.new_full(at.shape, -torch.inf).scatter_reduce(0, place, score.detach(), "amax")
