@@ -9,8 +9,9 @@ trusts each modality, and pictures imagined from the other modalities, give bett
 alignments at every rate.
 
 Use it when: two graphs describe the same things, some hundred links are known, every entity
-has its place in a graph and some words, and pictures lack for many. Try first to give the
-missing pictures zeros: they then say nothing, and no stage is needed.
+has its place in a graph and some words, and pictures lack for many. Try first zeros for the
+missing pictures, or no pictures: on our emoji that gave back most of what noise costs, and
+imagination gained as much where it had others' pictures to learn from.
 
 Equations, of an entity: e_m = W_m x_m + b_m for image, attributes and relations, e_graph its
 node after two graph attentions of learned nodes, n modalities, ê = e / |e|:
@@ -51,9 +52,9 @@ decay, as there. The prior is a mean over the batch's entities, there over all. 
 their 6000 at the width of 300. Kept: the noise of y has unit variance, and exp(t / 2)
 scales the mean (model/Tool_model.py:361). Left out: the iterative variant, which takes
 mutual nearest neighbours as new links, and names of entities. Their network was run beside
-this one on the same tensors (float64, no dropout and no noise, all entities in the batch, v of
-image and graph and of the other two alike, for the slip above, and 20 d in both): in each of
-the three stages the loss and its gradient agree to 1e-14.
+this one on the same tensors (float64, no dropout or noise, all entities in the batch, 20 d in
+both, v alike where the slip above exchanges them): in all three stages loss and gradient agree
+to 1e-14.
 Reconstructed: of the paper's text the abstract alone could be read; the rest is the code.
 """
 
