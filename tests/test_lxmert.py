@@ -135,7 +135,7 @@ def test_each_paired_seed_has_models_of_its_own():
 
 
 def test_questions_of_a_seed_stay_with_their_scenes():
-    scale = replace(claims_file.Scale(), questions=(40, 20, 30))
+    scale = replace(claims_file.Scale(), questions=(40, 20, 30), captions=30)
     splits = claims_file._arms(drawn_scenes(), scale)["scratch"].data(claims_file.FIRST)
     assert [len(p) for p in splits[:2]] == [sum(max(1, m * v // 100) for k, v in
                                                 MIX.items() if k != "noun")
@@ -146,7 +146,7 @@ def test_questions_of_a_seed_stay_with_their_scenes():
 
 
 def test_own_and_other_differ_in_the_picture_alone_and_with_the_null_both_are_others():
-    arms = claims_file._arms(drawn_scenes(), claims_file.Scale())
+    arms = claims_file._arms(drawn_scenes(), replace(claims_file.Scale(), captions=30))
     own, other = (arms[name].data(100) for name in ("own", "other"))
     n = len(own.test)
     assert own.test["text"] == other.test["text"]
