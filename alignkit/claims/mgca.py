@@ -29,7 +29,6 @@ findings. `ita known`, a bound that no method has, is above `ita` by .030 at dro
 learned by heart. Dropout .4 was taken, where `ita` is best. Its pointing is .13 and .10, the
 mutual information of its groups .51 and .50 (chance included). Of `mgca` a step was timed, no more.
 
-Draft: nothing is published yet. Delete this line with the first published results.
 """
 
 from collections.abc import Mapping
