@@ -28,7 +28,6 @@ findings. `ita known`, a bound that no method has, is above `ita` by .030 at dro
 .2, .010 and .007 at .4, .001 at .7 (24 labels): false negatives harm most where pairs are
 learned by heart. Dropout .4 was taken, where `ita` is best. Its pointing is .13 and .10, the
 mutual information of its groups .51 and .50 (chance included). Of `mgca` a step was timed, no more.
-
 """
 
 from collections.abc import Mapping
