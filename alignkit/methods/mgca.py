@@ -9,7 +9,9 @@ third level at which picture and report must fall to the same prototypes, give p
 features from which few labels teach more.
 
 Use it when: many pairs share what they say, nobody has labelled it, and few labels are to be
-had later. Not when every pair is unlike the others, or labels are plenty.
+had later. Not when every pair is unlike the others, or labels are plenty. Try wholes alone
+first, with dropout or augmented pictures: the other levels may add little to that, and words
+that are compared within their own report need not point to the right place.
 
 Equations, v_i, t_i unit picture and report, p_n, w_m unit patches and words of one pair:
     L_ITA = CE(rows of v tᵀ / τ₁) + CE(columns)
