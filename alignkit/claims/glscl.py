@@ -28,8 +28,6 @@ which some were added at both ends, and every point was kept. Its pilot had show
 on four seeds: `mean` .113, `attended` .639, `pooling` .634, `separate` .632, `unregularised`
 .634: figures of method arms, seen before this registration. The headline's margin was .01
 then, below what eight seeds can show, and was raised.
-
-Draft: nothing is published yet. Delete this line with the first published results.
 """
 
 from collections.abc import Mapping
