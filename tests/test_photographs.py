@@ -33,7 +33,18 @@ def test_windows_of_one_photo_stay_on_one_side(windows):
     assert not names[0] & names[2] and not names[0] & names[1]
 
 
+def test_few_groups_are_some_of_all(windows):
+    """And cost less: of other groups no photograph is opened."""
+    from alignkit.data import photographs as module
+
+    module._opened.cache_clear(), module.windows.cache_clear()
+    few = photographs(96, limit=5)
+    assert len(few.group.unique()) == 5 and {*few.ids} < {*windows.ids}
+    assert few.ids == [name for name in windows.ids if name in {*few.ids}]
+    assert module._opened.cache_info().misses < 60
+
+
 def test_photographs_refuse():
-    for bad in ({"size": 8}, {"most": 0}):
+    for bad in ({"size": 8}, {"most": 0}, {"limit": 0}):
         with pytest.raises(ValueError, match="at least"):
             photographs(**bad)

@@ -64,10 +64,15 @@ def some_groups(
         return list(range(len(group)))
     if limit < 1:
         raise ValueError(f"limit must be at least 1 group, got {limit}")
-    called = {g: names[row] for row, g in reversed(list(enumerate(group)))}
-    order = sorted(called, key=lambda g: hashlib.sha256(called[g].encode()).digest())
-    kept = set(order[:limit])
+    kept = set(in_order(group, names)[:limit])
     return [row for row, g in enumerate(group) if g in kept]
+
+
+def in_order(group: Sequence[int], names: Sequence[str]) -> list[int]:
+    """The groups in an order that looks random and stays, by the name of each one's first
+    row."""
+    called = {g: names[row] for row, g in reversed(list(enumerate(group)))}
+    return sorted(called, key=lambda g: hashlib.sha256(called[g].encode()).digest())
 
 
 def on_white(picture: Image.Image, size: int, ground: str = "white") -> Image.Image:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from alignkit.data.columns import BY_PROVENANCE, Lazy
-from alignkit.data.corpora import some_groups
+from alignkit.data.corpora import in_order
 from alignkit.data.emoji import sources_hash
 from alignkit.data.pairs import Pairs, Provenance
 from alignkit.data.stamps import groups, read_stamps
@@ -33,18 +33,25 @@ def photographs(size: int = 128, *, most: int = 3, limit: int | None = None) -> 
 
     Raises: ValueError for a number out of range; FetchError where the package is not here.
     """
-    if size < 16 or most < 1:
-        raise ValueError(f"size must be at least 16 and most at least 1, got {size}, {most}")
+    if size < 16 or most < 1 or limit is not None and limit < 1:
+        raise ValueError("size must be at least 16, most and limit at least 1, got "
+                         f"{size}, {most}, {limit}")
     found, group = read_stamps(), groups(["en"])
-    kept = [row for row in some_groups(group, [s.name for s in found], None)
-            if found[row].picture.suffix == ".png"]
-    places = [(row, place) for row in kept
-              for place in windows(found[row].picture, size, most)]
+    rows_of: dict[int, list[int]] = {}
+    for row, stamp in enumerate(found):
+        if stamp.picture.suffix == ".png":
+            rows_of.setdefault(group[row], []).append(row)
+    places, taken = [], 0
+    for one in in_order(group, [stamp.name for stamp in found]):
+        if taken == limit:
+            break  # to look for windows means to open every photograph
+        new = [(row, place) for row in rows_of.get(one, ())
+               for place in windows(found[row].picture, size, most)]
+        places, taken = places + new, taken + bool(new)
+    places.sort(key=lambda place: place[0])
     names = [f"{found[row].name} {box[0]},{box[1]} of {sides[0]}×{sides[1]}"
              for row, (sides, box) in places]
-    if limit is not None:
-        chosen = some_groups([group[row] for row, _ in places], names, limit)
-        places, names = [places[i] for i in chosen], [names[i] for i in chosen]
+    few = "" if limit is None else ", the first by their stamps' names"
     sources = [(found[row].picture, *place) for row, place in places]
     return Pairs.make(
         {"image": Lazy(sources, partial(cut, size=size), version=BY_PROVENANCE)},
@@ -52,7 +59,7 @@ def photographs(size: int = 128, *, most: int = 3, limit: int | None = None) -> 
         provenance=Provenance(
             "photographs", "real", "GPL-2 (Tux Paint)",
             "tuxpaint-stamps-default 2022.06.04 (Debian)", RECIPE,
-            sources_hash(["stamps"], f"{RECIPE} {size} {most} {limit}")))
+            sources_hash(["stamps"], f"{RECIPE} {size} {most} {limit}{few}")))
 
 
 @cache
