@@ -13,6 +13,8 @@ Nearly known: without any tuning the shipped models answer .49 to .68 of their r
 questions. Looked at besides, after the headline, on seed 1000 and with new heads: `pretrained`
 after 400 and 800 steps at .001 .10 and .11, its loss .8 and .02; `scratch` after 400 at .003 .09.
 So neither arm's steps were the cause.
+
+Draft: nothing is published yet. Delete this line with the first published results.
 """
 
 from dataclasses import replace
