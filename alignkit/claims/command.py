@@ -72,14 +72,16 @@ def write_down(slug: str, reason: str = "", edge: str = "", jobs: int | None = N
 
 
 def fill_features(say: Callable[[str], None] = print) -> None:
-    """Fill the feature cache with what all claims need at the scales small and tiny."""
+    """Fill the feature cache with what all claims need at the scales small and tiny, and
+    follow-ups at tiny: what one needs at small is made on the days when it is run again."""
     # Every layer in one pass: some papers ask for the last one, some for all.
     add_features(emoji(), "image", "image:efficientnet-lite0", layers="all")
     add_features(emoji(), "text", "text:minilm", layers="all")
     for slug in [*slugs(), *followed()]:
         say(f"features for {slug}")
-        paper(slug).data("small")
         paper(slug).data("tiny")
+        if slug in slugs():
+            paper(slug).data("small")
 
 
 def _opened(slug: str, scale: str, path: Path | None, seeds: int, jobs: int | None, say,
