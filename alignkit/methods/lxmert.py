@@ -10,8 +10,8 @@ pictures better than the same network trained on the questions alone.
 
 Use it when: you have regions with boxes and texts that name them, and a model is to fill in what
 is missing in words from a picture: with another's picture it lost half of the content words and
-none of the little ones. Keep the head of the answers when you tune: with a new one, and one or
-two examples of an answer, it knew less of them than the questions alone give away.
+none of the little ones. Keep the head of the answers when you tune (.61 of answers right): with a
+new one, and one or two examples of an answer, it gave .03, less than the questions give away.
 
 Equations, h the words and v the regions after layers of their own, in each layer of both:
     h' = LN(h + Att(h; v)),  v' = LN(v + Att(v; h)),  one and the same Att and LN

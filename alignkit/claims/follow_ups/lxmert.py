@@ -14,7 +14,8 @@ questions. Looked at besides, after the headline, on seed 1000 and with new head
 after 400 and 800 steps at .001 .10 and .11, its loss .8 and .02; `scratch` after 400 at .003 .09.
 So neither arm's steps were the cause.
 
-Draft: nothing is published yet. Delete this line with the first published results.
+Seen afterwards: the rate chosen for `kept` is the second smallest, .00003. So what answers here
+is what pretraining knew, with 12,000 questions of the same templates; tuning adds little.
 """
 
 from dataclasses import replace
