@@ -74,9 +74,8 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     scratch = Arm(asking, first.arms["scratch"].build)
     return [replace(
         first, name="kept-head", headline=False, method="kept",
-        sentence="Tuned on few questions with the head that it was pretrained with, the model "
-                 "of five tasks answers more of new ones than the same network from initial "
-                 "weights.",
+        sentence="Tuned on few questions with the head that it was pretrained with, the model of "
+                 "five tasks answers more of new ones than the same network from initial weights.",
         when="Where the head keeps the answers it knows",
         arms={"scratch": scratch, "kept": Arm(asking, scratch.build, lambda seed: started(
             "five", (), as_headlines(seed)))},
