@@ -26,8 +26,11 @@ head, which for `zeros` has learned from few (.091, wanted .1 or more; `noise` .
 .198). The pictures themselves are asked now; the tuning, the same code, was kept.
 
 Seen in the results: the null of `imagination` fails, and should have been foreseen to. Others'
-pictures leave nothing true to imagine, and still take the noise out of the holes, which is harm
-that both worlds have. The claim stands as registered; it does not show that imagining helps.
+pictures leave nothing true to imagine, and `umaea` still takes the noise out of the holes, which
+does harm in both worlds. The claim stands as registered; it does not show that imagining helps.
+Besides, `umaea` fits all its weights for 60 steps and `scales` for 110. A look on seeds 5000 to
+5007: umaea .243, with zeros in the place of what it imagines .244, scales .212, scales after 60
+steps at umaea's rate .221.
 """
 
 from collections.abc import Mapping, Sequence

@@ -154,6 +154,11 @@ def _places(scores, links):
     return _mutual(scores[rows][:, columns])
 
 
+def _masked_alone(scores, links):
+    masked = scores.index_fill(0, links[:, 0], -torch.inf)
+    return _mutual(masked.index_fill(1, links[:, 1], -torch.inf))
+
+
 def _aligned(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores near a true alignment. Entity 0 is linked to 0, and near to counterpart 1; what
     is linked is a hub of the other side, so that who is left out first matters."""
@@ -173,6 +178,22 @@ new_links = Exercise(
     reference=_new_links,
     cases=_aligned,
     mistakes={
+        "the colleague's": Mistake(
+            lambda scores, links: torch.stack([torch.arange(len(scores)), scores.argmax(1)], 1),
+            "give every row with its best, as the colleague does. Leave linked rows and "
+            "columns out, then keep the pairs that are each other's best.",
+        ),
+        "cells alone": Mistake(
+            lambda scores, links: _mutual(
+                scores.index_put(tuple(links.T), torch.tensor(-torch.inf))),
+            "leave out the linked pairs alone. An entity with a link is taken: its whole row "
+            "or column goes.",
+        ),
+        "masked rows have a best too": Mistake(
+            _masked_alone,
+            "mask linked rows and columns and keep them. argmax gives such a row a best too, "
+            "often the first column: drop linked rows from the answer.",
+        ),
         "one side asks": Mistake(
             _one_sided,
             "take every row's best. Several rows may have the same one: the column's best "
@@ -252,6 +273,15 @@ weighed = Exercise(
             lambda noise, zeros, margin: _weighed(noise, zeros, 0.0),
             "ask for a gain above 0. Three stages are work: the interval must lie above the "
             "margin.",
+        ),
+        "above zero over zeros": Mistake(
+            lambda noise, zeros, margin: (noise[:, 0] > margin) * (1.0 + (zeros[:, 0] > 0)),
+            "ask for a gain above 0 over zeros. The margin is asked of both.",
+        ),
+        "zeros are enough": Mistake(
+            lambda noise, zeros, margin: torch.where(
+                zeros[:, 0] > margin, 2.0, (noise[:, 0] > margin).float()),
+            "give 2 for a gain over zeros alone. 2 asks for both.",
         ),
         "by the upper end": Mistake(
             lambda noise, zeros, margin: _weighed(noise.flip(1), zeros.flip(1), margin),
