@@ -34,14 +34,14 @@ Stages: `align`, all but E and D learn, with pictures as they were filled; `imag
 alone, from half of all the losses; `refine`, image head, transformer, s, v and c learn on.
 Without `scales` (the baseline, not the paper's) the loss is icl(fixed).
 
-Frozen: the picture encoder. What each stage trains stands above.
+Frozen: the picture encoder; and what a stage does not train (above).
 Exact property: with no picture missing and equal weights, imagination changes no score. A common
 factor on `fixed` changes none, one modality has w = 1, u = 1 is no weight, and a batch of one
 pair has icl = 0. To exchange the graphs changes no loss.
 Deviations (official code: zjukg/UMAEA at 83d7235, UMAEA/): there the weights that are best by the
-test links are kept, which are the validation links too (main.py:113, :178, :233); here the last
-ones, and held-out links choose the rate. There the transformer's outputs are named in the order
-graph, relations, attributes, image (model/UMAEA.py:115), while they stand as image, attributes,
+test links are kept, also for validation (main.py:113, :178, :233); here the last ones, and
+held-out links choose the rate. There the transformer's outputs are named in the order graph,
+relations, attributes, image (model/UMAEA.py:115), while they stand as image, attributes,
 relations, graph (model/UMAEA_tools.py:215), so that a modality's v weighs another one's late
 loss; here its own. There s has six entries of which four are used (UMAEA_tools.py:80, :98), a
 common factor that unit length removes, and two v more, to no effect. There v and c learn five
@@ -51,9 +51,8 @@ gradient is clipped or set to 0 after `align`, as both still ask the first stage
 (main.py:64, :284, :294; old ones are divided by the scaler's 65536). 20 d is their 6000 at the
 width of 300. Kept: y's noise has unit variance, and exp(t / 2) scales the mean
 (model/Tool_model.py:361). Left out: the iterative variant and names of entities. Their network
-ran beside this one, twice, on the same tensors (float64, no dropout or noise, all entities in the
-batch, 20 d in both, v alike): in all stages loss and gradient agree to 1e-14 (but for a constant
-4 log 2 in `imagine`, of four more c).
+ran beside this one, twice, on equal tensors (float64, no dropout or noise, all entities in the
+batch, 20 d in both, v alike): loss and gradient agree to 1e-14 (less 4 log 2 in `imagine`).
 Reconstructed: all but the abstract is from the code. An independent reader ran the headline on
 seeds from 5000 on: some gain as before, +.031 [+.018, +.045] in hit@1; there zeros for what is
 imagined are as good, +.001 [-.008, +.010].
