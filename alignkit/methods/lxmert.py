@@ -27,25 +27,30 @@ Exact property: regions have no order: turned with their boxes their outputs tur
 and x do not change. Where what looks from one side to the other gives 0, words with their
 own picture are words with another.
 Deviations (official files at commit 0db1182): width 64, layers 1, 1 and 2 (9, 5 and 5 of width
-768 there); regions are the plates of scenes with features of EfficientNet-Lite0 (a detector's
-36 boxes), 2 to 5 of them, padding masked; kinds are clusters by k-means (the detector's
-classes and attributes); they are asked of masked regions alone, as in the paper, where the
-code asks all and weighs by the detector's confidence (lxrt/modeling.py:962-972,
-pretrain/lxmert_pretrain.py:201); features are standardised, so the mean stands for a masked
-region as 0 does there (lxmert_pretrain.py:121), and their loss is the mean over the masked,
-where the code divides the mean over all regions by 0.15 (modeling.py:161), equal on average
-alone; of a question one answer is right (soft scores of ten people); the answers' head begins
-anew in tuning, where the code copies the rows of answers it knows (tasks/vqa.py:54,
-pretrain/qa_answer_table.py:84); the bias before a region's LayerNorm begins at random numbers
+768 there); regions are the plates of scenes with features of EfficientNet-Lite0 (a detector's 36
+boxes), 2 to 5 of them, padding masked; no embedding of a segment (one row that never learns,
+modeling.py:271); kinds are clusters by k-means (the detector's classes and attributes); they are
+asked of masked regions alone, as in the paper, where the code asks all and weighs by the
+detector's confidence (lxrt/modeling.py:962-972, pretrain/lxmert_pretrain.py:201); features are
+standardised, so the mean stands for a masked region as 0 does there (lxmert_pretrain.py:121),
+another region is one of the batch (of any picture, pretrain/lxmert_data.py:136), a random word
+no special one (any of the table, lxmert_pretrain.py:93), every row has a masked word, and the
+features' loss is the mean over the masked, where the code divides the mean over all regions by
+0.15 (modeling.py:161), equal on average alone; of a question one answer is right (soft scores of
+ten people); the answers' head begins anew in tuning, where the code copies its hidden layer and
+the rows of answers it knows for VQA and GQA (tasks/vqa.py:54, pretrain/qa_answer_table.py:84;
+not for NLVR2, tasks/nlvr2.py:50); the bias before a region's LayerNorm begins at random numbers
 (there at 0, so that a masked region's first gradients are 1e6 times too large); no dropout;
-words are whole; AdamW with a cosine (BertAdam without its bias correction, linear). Of its
-pretraining see `data_scripts/train_fusion.py`: masked words alone come first, half of the
-words are masked (15 %), three rows in ten get another picture's words and are then asked for
-the match alone (half, asked for all).
+words are whole; AdamW with a cosine, second beta .95, warm-up .05, gradients clipped at 1
+(BertAdam without its bias correction, linear, .999, and in tuning .1 and 5: tasks/vqa.py:71,
+99). Of its pretraining see `data_scripts/train_fusion.py`: masked words alone come first, half
+of the words are masked (15 %), three rows in ten get another picture's words and are then asked
+for the match alone (half, asked for all).
 Reconstructed: nothing of the network: it agrees with the LXMERT of transformers in value and
-gradient (tests/test_fusion.py), its layer over both and the tuning loss with the official
-code on the same numbers (1e-15). In both of these `padding_idx` holds the first place of a
-sentence still (modeling.py:270), of which the paper says nothing; here it learns.
+gradient (tests/test_fusion.py), and the five losses, their gradients by every weight and the
+tuning loss with the official code on the same numbers (1e-9; regions asked as told above). In
+both of these `padding_idx` holds the first place of a sentence still (modeling.py:270), of which
+the paper says nothing; here it learns.
 """
 
 from dataclasses import dataclass, field, replace
