@@ -74,6 +74,12 @@ named_by_few = Exercise(
             "take the mean of class numbers. Classes have no order: count them and take "
             "the most frequent.",
         ),
+        "the larger number": Mistake(
+            lambda groups, label, known: torch.where(
+                (votes := _votes(groups, label, known)).sum(1) > 0,
+                votes.shape[1] - 1 - votes.flip(1).argmax(1), -1)[groups],
+            "take the larger number where two classes are equally frequent: take the smaller.",
+        ),
         "by group": Mistake(
             lambda groups, label, known: torch.where(
                 (votes := _votes(groups, label, known)).sum(1) > 0, votes.argmax(1), -1),
@@ -100,8 +106,10 @@ def _own(logits: torch.Tensor) -> torch.Tensor:
     return -logits.log_softmax(2).diagonal(dim1=1, dim2=2)
 
 
-def _columns_left_out(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return logits.masked_fill(~mask[:, None, :], -torch.inf)
+def _among_real(words, mask, patches, tau) -> torch.Tensor:
+    """`_own` among the real words [n, t]; infinite where padding asks."""
+    logits = _logits(words, patches, tau)
+    return _own(logits.masked_fill(~mask[:, None, :], -torch.inf))
 
 
 def _each_report(loss: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -110,28 +118,7 @@ def _each_report(loss: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _mended(words, mask, patches, tau) -> torch.Tensor:
-    logits = _columns_left_out(_logits(words, patches, tau), mask)
-    return _each_report(_own(logits), mask)
-
-
-def _rows_only(words, mask, patches, tau) -> torch.Tensor:
-    return _each_report(_own(_logits(words, patches, tau)), mask)
-
-
-def _columns_only(words, mask, patches, tau) -> torch.Tensor:
-    logits = _columns_left_out(_logits(words, patches, tau), mask)
-    diagonal = torch.eye(logits.shape[1], dtype=torch.bool)
-    kept = torch.where(diagonal, _logits(words, patches, tau), logits)
-    return _own(kept).mean()
-
-
-def _all_words_at_once(words, mask, patches, tau) -> torch.Tensor:
-    return _own(_columns_left_out(_logits(words, patches, tau), mask))[mask].mean()
-
-
-def _by_length(words, mask, patches, tau) -> torch.Tensor:
-    logits = _columns_left_out(_logits(words, patches, tau), mask)
-    return _own(logits).masked_fill(~mask, 0).mean()
+    return _each_report(_among_real(words, mask, patches, tau), mask)
 
 
 def _zeros(words, mask, patches, tau) -> torch.Tensor:
@@ -140,7 +127,7 @@ def _zeros(words, mask, patches, tau) -> torch.Tensor:
 
 
 def _other_axis(words, mask, patches, tau) -> torch.Tensor:
-    logits = _columns_left_out(_logits(words, patches, tau), mask)
+    logits = _logits(words, patches, tau).masked_fill(~mask[:, None, :], -torch.inf)
     loss = -logits.log_softmax(1).diagonal(dim1=1, dim2=2)
     return _each_report(loss, mask)
 
@@ -166,21 +153,28 @@ unpadded = Exercise(
             "take padding for words, as the colleague does: it asks and it answers.",
         ),
         "it answers": Mistake(
-            _rows_only,
+            lambda words, mask, patches, tau: _each_report(
+                _own(_logits(words, patches, tau)), mask),
             "leave padding among the wrong answers: it must not ask, and its columns must "
             "be -torch.inf as well.",
         ),
         "it asks": Mistake(
-            _columns_only,
-            "leave padded words among those that ask: their rows must not count in the mean.",
+            lambda *case: _among_real(*case).mean(),
+            "leave padded words among those that ask: their own column is -torch.inf, so "
+            "their loss is infinite. Only real words count in the mean.",
+        ),
+        "times the mask": Mistake(
+            lambda *case: (_among_real(*case) * case[1]).sum(),
+            "multiply the loss of padded words by 0. It is infinite, and infinity times 0 is "
+            "NaN: use masked_fill or torch.where.",
         ),
         "all words at once": Mistake(
-            _all_words_at_once,
+            lambda *case: _among_real(*case)[case[1]].mean(),
             "take one mean over the words of all reports, so that a long report weighs more. "
             "Mean over a report's words first, then over reports.",
         ),
         "divided by t": Mistake(
-            _by_length,
+            lambda *case: _among_real(*case).masked_fill(~case[1], 0).mean(),
             "divide by the padded length. Divide each report by its number of real words.",
         ),
         "zeros": Mistake(
@@ -202,17 +196,17 @@ unpadded = Exercise(
 
 
 # Exercise 3, judge: is the cause shown? -------------------------------------------------
-def _above(gains: torch.Tensor, t: float) -> torch.Tensor:
+def _above(gains: torch.Tensor, t: float, power: float = 0.5, less: int = 1) -> torch.Tensor:
     """[n, seeds] -> [n]: whether the interval of the mean lies above 0."""
-    return gains.mean(1) - t * gains.std(1) / gains.shape[1] ** 0.5 > 0
+    return gains.mean(1) - t * gains.std(1, correction=less) / gains.shape[1] ** power > 0
 
 
 def _level(gain: torch.Tensor, cause: torch.Tensor) -> torch.Tensor:
     return gain.float() + (gain & cause).float()
 
 
-def _judged(usual: torch.Tensor, without: torch.Tensor, t: float) -> torch.Tensor:
-    return _level(_above(usual, t), _above(usual - without, t))
+def _judged(usual: torch.Tensor, without: torch.Tensor, t: float, **how) -> torch.Tensor:
+    return _level(_above(usual, t, **how), _above(usual - without, t, **how))
 
 
 def _one_significant(usual: torch.Tensor, without: torch.Tensor, t: float) -> torch.Tensor:
@@ -228,12 +222,6 @@ def _apart(usual: torch.Tensor, without: torch.Tensor, t: float) -> torch.Tensor
 
 def _means(usual: torch.Tensor, without: torch.Tensor, t: float) -> torch.Tensor:
     return _level(_above(usual, t), usual.mean(1) > without.mean(1))
-
-
-def _no_root(usual: torch.Tensor, without: torch.Tensor, t: float) -> torch.Tensor:
-    def above(x):
-        return x.mean(1) - t * x.std(1) > 0
-    return _level(above(usual), above(usual - without))
 
 
 def _designs(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -276,9 +264,18 @@ cause_shown = Exercise(
             "difference.",
         ),
         "no root": Mistake(
-            _no_root,
+            lambda usual, without, t: _judged(usual, without, t, power=0),
             "take the deviation of one seed. That of the mean is smaller by the root of "
             "the number of seeds.",
+        ),
+        "divided by s": Mistake(
+            lambda usual, without, t: _judged(usual, without, t, less=0),
+            "divide by s in the standard deviation; eight seeds need s - 1 there.",
+        ),
+        "the other sign": Mistake(
+            lambda usual, without, t: _level(_above(usual, t), _above(without - usual, t)),
+            "ask for a gain that grows without the cause: it must get smaller, so subtract "
+            "`without` from `usual`.",
         ),
         "cause without gain": Mistake(
             lambda usual, without, t: _above(usual, t).float()
