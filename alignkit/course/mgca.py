@@ -196,9 +196,9 @@ unpadded = Exercise(
 
 
 # Exercise 3, judge: is the cause shown? -------------------------------------------------
-def _above(gains: torch.Tensor, t: float, power: float = 0.5, less: int = 1) -> torch.Tensor:
+def _above(gains: torch.Tensor, t: float, power: float = 0.5) -> torch.Tensor:
     """[n, seeds] -> [n]: whether the interval of the mean lies above 0."""
-    return gains.mean(1) - t * gains.std(1, correction=less) / gains.shape[1] ** power > 0
+    return gains.mean(1) - t * gains.std(1) / gains.shape[1] ** power > 0
 
 
 def _level(gain: torch.Tensor, cause: torch.Tensor) -> torch.Tensor:
@@ -267,10 +267,6 @@ cause_shown = Exercise(
             lambda usual, without, t: _judged(usual, without, t, power=0),
             "take the deviation of one seed. That of the mean is smaller by the root of "
             "the number of seeds.",
-        ),
-        "divided by s": Mistake(
-            lambda usual, without, t: _judged(usual, without, t, less=0),
-            "divide by s in the standard deviation; eight seeds need s - 1 there.",
         ),
         "the other sign": Mistake(
             lambda usual, without, t: _level(_above(usual, t), _above(without - usual, t)),
