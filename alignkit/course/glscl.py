@@ -28,14 +28,15 @@ def _even(t, f, real, k, tau):
 
 
 def _film(generator: torch.Generator) -> tuple:
-    """Four to six real frames; what fills up is nearer to the text than any of them."""
+    """One to six real frames, so at times fewer than k; what fills up is nearer to the
+    text than any of them."""
     n = random_size(generator, 8, 10)
-    real = torch.arange(n) < random_size(generator, 4, 7)
+    real = torch.arange(n) < random_size(generator, 1, 7)
     t = torch.randn(5, generator=generator)
     f = torch.randn(n, 5, generator=generator) - 0.5 * t  # some products are below 0
     f[~real] = 3 * t
     order = torch.randperm(n, generator=generator)
-    return t, f[order], real[order], random_size(generator, 2, 4), 2.0
+    return t, f[order], real[order], random_size(generator, 2, 5), 2.0
 
 
 best_frames = Exercise(
