@@ -62,7 +62,8 @@ def test_every_shipped_model_looks_at_the_picture(seen, seed, variant):
         answered.append((answers_of(model, model.tokens(asked["question"]), *theirs)
                          == right).float().mean().item())
     assert filled[0] - filled[1] >= NOUN_GAP, filled
-    assert answered[1] <= ANSWERS_OTHER, answered
+    chance = 2 * (ANSWERS_OTHER * (1 - ANSWERS_OTHER) / len(right)) ** 0.5  # of as many questions
+    assert answered[1] <= ANSWERS_OTHER + chance, answered
     assert answered[0] > words_alone(EACH) + 0.1, answered
     words = model.tokens(seen[0][0]["text"])
     own, other = (matched(model, words, regions, boxes) for _, regions, boxes, *_ in seen)
