@@ -36,7 +36,8 @@ STYLES = ["noto", "twemoji", "fluent"]
 
 
 def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
-    """The headline's emoji and, without sounds, what other hands drew of them.
+    """The headline's emoji and, without sounds, what other hands drew of them; at `tiny` only
+    what its few rows need is drawn.
 
     Raises ValueError for pairs of a user's own.
     """
@@ -44,17 +45,22 @@ def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
         raise ValueError("this follow-up takes no pairs of your own: it is about four drawings "
                          "of a thing, by four hands; reproduce oneencoder takes them")
     s = SCALES[scale]
-    drawn = {"openmoji": emoji(), "others": emoji(style=STYLES)}
-    drawn = {name: add_features(rows, "image", s.image, tokens=s.tokens[0])["image_tokens"]
-             for name, rows in drawn.items()}
-    named = add_features(emoji(), "text", s.text, tokens=s.tokens[1])
-    row = {name: k for k, name in enumerate(named.ids)}
-    both = emoji(style=["openmoji", *STYLES])
-    at = [row[name.split()[0]] for name in both.ids]  # names of a thing are one in all styles
-    both = replace(both, ids=[name.removesuffix(" openmoji") for name in both.ids])
-    return read_aloud(both.with_features(
-        image_tokens=Tokens(*(torch.cat(x) for x in zip(*drawn.values(), strict=True))),
-        text_tokens=Tokens(*(x[at] for x in named["text_tokens"]))), s)
+    rows = emoji(style=["openmoji", *STYLES])
+    rows = replace(rows, ids=[name.removesuffix(" openmoji") for name in rows.ids])
+    rows = read_aloud(rows, s)
+    ours, others = emoji(), emoji(style=STYLES)
+    if s.groups is not None:  # few rows: only their drawings
+        here = {*rows.ids}
+        others = others.select(torch.tensor([name in here for name in others.ids]))
+    drawn = [add_features(each, "image", s.image, tokens=s.tokens[0])["image_tokens"]
+             for each in (ours, others)]
+    place = {name: k for k, name in enumerate([*ours.ids, *others.ids])}
+    named = add_features(ours, "text", s.text, tokens=s.tokens[1])["text_tokens"]
+    picture = [place[name] for name in rows.ids]
+    thing = [place[name.split()[0]] for name in rows.ids]  # of one name in all styles
+    return rows.with_features(
+        image_tokens=Tokens(*(torch.cat(x)[picture] for x in zip(*drawn, strict=True))),
+        text_tokens=Tokens(*(x[thing] for x in named)))
 
 
 def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
