@@ -81,9 +81,9 @@ def test_an_unknown_one_is_told_which_there_are():
 
 
 def test_its_file_is_in_its_own_hash_alone(tmp_path, monkeypatch):
-    from alignkit.claims import results
+    from alignkit.claims import hashes
 
-    monkeypatch.setattr(results, "PACKAGE", tmp_path)
+    monkeypatch.setattr(hashes, "PACKAGE", tmp_path)
     for folder in ("methods", "claims", "claims/follow_ups"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a_b.py").write_text("x = 1\n")

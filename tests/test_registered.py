@@ -7,9 +7,9 @@ import pytest
 from fake_claims import arm, claim, result_of
 from fake_claims import data as splits_of
 
-from alignkit.claims import Condition, command, current, register, results, run
+from alignkit.claims import Condition, command, current, hashes, register, run
+from alignkit.claims.hashes import values_hash
 from alignkit.claims.registered import design, design_hash, registrations, unseen
-from alignkit.claims.results import values_hash
 from alignkit.claims.runner import before
 from alignkit.claims.runs import _falls
 from alignkit.claims.work import Work
@@ -186,7 +186,7 @@ def test_kept_work_is_of_all_code_that_decides_and_of_no_other(tmp_path, monkeyp
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(results, "PACKAGE", tmp_path)
+    monkeypatch.setattr(hashes, "PACKAGE", tmp_path)
     first = values_hash("a")
     for name in ("cli.py", "claims/b.py"):
         (tmp_path / name).write_text("changed = 1\n")

@@ -13,10 +13,11 @@ from alignkit.claims import (
     FOLLOW_UP, Reported, code_hash, followed, headline, load, measured, paper, scoreboard,
     slugs, stored, summary,
 )  # fmt: skip
+from alignkit.claims.hashes import _code, files_of
 from alignkit.claims.registered import (
     BEFORE_THE_RULE, MOST_CLAIMS, design, registrations,
 )  # fmt: skip
-from alignkit.claims.results import files_of
+from alignkit.claims.results import is_stale
 from alignkit.claims.scoreboard import by_chance, p_of
 from alignkit.course.guide import verdict_pages
 from alignkit.stats import Interval, equivalent, second_look, t_interval, verdict
@@ -121,7 +122,7 @@ def test_published_results_are_of_this_code(slug):
     assert results, (f"no result of {slug}: alignkit register {slug}, commit, alignkit "
                      f"reproduce {slug}, alignkit publish {slug}; or say in the docstring of "
                      f"{claims_file} that it is a draft, in a line 'Draft: …'")
-    stale = [r.claim for r in results if r.code != code_hash(slug)]
+    stale = [r.claim for r in results if is_stale(r, slug)]
     assert not stale, (f"{slug}: the method or claim file changed after {stale} were "
                        f"measured; run `alignkit reproduce {slug}` again")
     for r in results:
@@ -174,10 +175,10 @@ def test_no_result_without_a_paper():
 
 
 def test_code_hash_is_of_the_papers_files_and_of_what_it_compares(tmp_path, monkeypatch):
-    from alignkit.claims import results
+    from alignkit.claims import hashes
     for part in ("methods", "claims"):
         (tmp_path / part).mkdir()
-    monkeypatch.setattr(results, "PACKAGE", tmp_path)
+    monkeypatch.setattr(hashes, "PACKAGE", tmp_path)
     method, claims = tmp_path / "methods" / "a_b.py", tmp_path / "claims" / "a_b.py"
     method.write_bytes(b"x = 1\n"), claims.write_bytes(b"y = 1\n")
     (tmp_path / "claims" / "other.py").write_bytes(b"z = 1\n")
@@ -219,8 +220,6 @@ def half(x):  # why
 
 def test_what_a_statistic_subtracts_is_words_too():
     """It changes neither the code's hash nor that of the registered design."""
-    from alignkit.claims.results import _code
-
     code = "claim(\n    1,\n    statistic=min)"
     said = code.replace("    stat", "    subtracts='ä '\n      'line',\n    stat")
     assert _code(said) == _code(code)
@@ -231,13 +230,25 @@ def test_what_a_statistic_subtracts_is_words_too():
 
 
 def test_words_may_be_mended_without_a_new_run():
-    from alignkit.claims.results import _code
-
     assert _code(CODE) == _code(MENDED) == CODE.strip()
     for other in (CODE.replace("2", "3"), CODE.replace("no comment", "none"),
                   CODE.replace("        return", "    return").replace("if x:", "if x: x"),
                   CODE + '"""not a docstring"""'):
         assert _code(other) != _code(CODE)
+
+
+def test_the_scale_for_tests_may_be_changed_without_a_new_run(tmp_path):
+    """No published result is of tiny: it is in the hash of kept work alone."""
+    code = 'SCALES = {\n    "tiny": S(n=3,\n  m=2),\n    "small": S(),\n}\n'
+    other = code.replace("m=2", "m=1")
+    assert _code(code, tiny=False) == _code(other, tiny=False) != _code(code) != _code(other)
+    for change in (("S()", "S(1)"), ("SCALES", "SIZES"), ("tiny", "gpu"), ("m=2),", "m=2), 1: 0,")):
+        assert _code(code.replace(*change), tiny=False) != _code(code, tiny=False)
+    one = result_of(tmp_path)
+    codes = [code_hash("minima"), code_hash("minima", tiny=True), "other"]
+    assert codes[0] != codes[1]
+    assert [is_stale(dataclasses.replace(one, code=c), "minima") for c in codes] == [
+        False, False, True]
 
 
 def test_the_pages_show_the_verdicts():

@@ -14,10 +14,9 @@ from pathlib import Path
 from types import ModuleType
 
 from alignkit.claims.claim import Arm, Claim, Condition, Null, Reported, Trained
+from alignkit.claims.hashes import code_hash
 from alignkit.claims.registered import current, register
-from alignkit.claims.results import (
-    FOLLOW_UP, Result, code_hash, headline, load, measured, stored,
-)  # fmt: skip
+from alignkit.claims.results import FOLLOW_UP, Result, headline, load, measured, stored
 from alignkit.claims.runner import FEWEST, SEEDS, estimated, run
 from alignkit.claims.runs import Runs
 from alignkit.claims.scoreboard import scoreboard, summary
@@ -28,9 +27,9 @@ __all__ = ["FEWEST", "FOLLOW_UP", "SCALES", "SEEDS", "Arm", "Claim", "Condition"
            "scoreboard", "slugs", "stored", "summary"]
 
 SCALES = ("tiny", "small", "gpu", "full")
-_SHARED = {"__init__", "claim", "command", "common", "phantom_pairs", "publish", "registered",
-           "results", "runner", "runs", "scoreboard", "small_models", "tower_rows", "train",
-           "work"}
+_SHARED = {"__init__", "claim", "command", "common", "hashes", "phantom_pairs", "publish",
+           "registered", "results", "runner", "runs", "scoreboard", "small_models",
+           "tower_rows", "train", "work"}
 
 
 def slugs() -> list[str]:

@@ -10,10 +10,11 @@ import torch
 
 from alignkit.claims import followed, paper, slugs
 from alignkit.claims.claim import Claim
+from alignkit.claims.hashes import values_hash
 from alignkit.claims.registered import (
     BEFORE_THE_RULE, current, refuse_early, register, registrations,
 )  # fmt: skip
-from alignkit.claims.results import Result, measured, values_hash
+from alignkit.claims.results import Result, measured
 from alignkit.claims.runner import FEWEST, LONG, before, estimated, run
 from alignkit.claims.train import own_pairs, remade
 from alignkit.claims.work import Work

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from alignkit.claims import paper, rerun
+from alignkit.claims.hashes import code_hash
 from alignkit.claims.registered import design_hash, registrations
-from alignkit.claims.results import FOLDER, Result, code_hash, measured, versions
+from alignkit.claims.results import FOLDER, Result, is_stale, measured, versions
 
 SAME = 1e-6  # of a figure, on the same versions and the same kind of CPU
 CLOCKS = (", time", ", memory")  # names of figures that depend on what else is running end so
@@ -31,7 +32,7 @@ def publish(slug: str, folder: Path) -> list[Path]:
         problems = {
             f"scale is {r.scale!r}, must be 'small'": r.scale != "small",
             "it is not of the newest registration": r.registration != there[-1]["hash"],
-            "the code has changed since": r.code != code_hash(slug)}
+            "the code has changed since": is_stale(r, slug)}
         if wrong := [text for text, here in problems.items() if here]:
             raise ValueError(f"{slug}.{r.claim}: {'; '.join(wrong)}")
     if missing := claims ^ {r.claim for r in found}:

@@ -15,9 +15,8 @@ from datetime import date
 from pathlib import Path
 
 from alignkit.claims.claim import Claim
-from alignkit.claims.results import (
-    FOLLOW_UP, TRIED, code_hash, headline, measured, versions,
-)  # fmt: skip
+from alignkit.claims.hashes import code_hash
+from alignkit.claims.results import FOLLOW_UP, TRIED, headline, measured, versions
 
 FOLDER = Path(__file__).parent / "registered"
 BEFORE_THE_RULE = "not registered: first run before the rule"

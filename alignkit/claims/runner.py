@@ -9,7 +9,8 @@ from statistics import mean
 import torch
 
 from alignkit.claims.claim import Claim
-from alignkit.claims.results import FOLLOW_UP, Result, code_hash, data_facts, versions
+from alignkit.claims.hashes import code_hash
+from alignkit.claims.results import FOLLOW_UP, Result, data_facts, versions
 from alignkit.claims.runs import TUNING_SEEDS, at_edge
 from alignkit.claims.work import Remake, Work
 from alignkit.data import Pairs

@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 
 from alignkit.claims import measured, paper
 from alignkit.claims.claim import Claim, Trained
+from alignkit.claims.hashes import code_hash
 from alignkit.claims.registered import unseen
-from alignkit.claims.results import code_hash, data_facts, peak_memory_mb, versions
+from alignkit.claims.results import data_facts, peak_memory_mb, versions
 from alignkit.claims.runs import Runs
 from alignkit.data import Pairs
 from alignkit.evaluation import evaluate_retrieval
