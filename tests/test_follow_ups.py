@@ -63,7 +63,8 @@ def test_it_is_registered_alone_and_names_what_it_follows(tmp_path, two, monkeyp
     assert found["follows"] == {"claim": "first", "says": bad.says(), "seeds": bad.seeds,
                                 "registration": "first's"}
     assert found["design"][0]["when"] == WHEN and found["code"] == "fake.follow-up"
-    assert found["hash"] == design_hash([then]) != design_hash([replace(then, when="Else")])
+    assert found["hash"] == design_hash([then], found["decides"])
+    assert design_hash([then]) != design_hash([replace(then, when="Else")])
 
     def refused(claims, message):
         with pytest.raises(ValueError, match=message):

@@ -9,7 +9,9 @@ from fake_claims import data as splits_of
 
 from alignkit.claims import Condition, command, current, hashes, register, run
 from alignkit.claims.hashes import values_hash
-from alignkit.claims.registered import design, design_hash, registrations, unseen
+from alignkit.claims.registered import (
+    changed, decides, design, design_hash, registrations, unseen,
+)  # fmt: skip
 from alignkit.claims.runner import before
 from alignkit.claims.runs import _falls
 from alignkit.claims.work import Work
@@ -37,7 +39,7 @@ def test_a_registration_is_kept_with_its_reason(tmp_path, one, monkeypatch):
     register("fake", [one], opened, folder=tmp_path)
     (first,) = registrations("fake", tmp_path)
     assert current("fake", [one], tmp_path) == first
-    assert first["hash"] == design_hash([one]) and first["design"] == json.loads(
+    assert first["hash"] == design_hash([one], {}) and first["design"] == json.loads(
         json.dumps(design([one])))
     assert first["pilot"]["fake"]["present"] and first["tuned"] == {}
     changed = replace(one, margin=0.03)
@@ -47,6 +49,41 @@ def test_a_registration_is_kept_with_its_reason(tmp_path, one, monkeypatch):
     register("fake", [changed], opened, reason="three is needed", folder=tmp_path)
     assert [r["reason"] for r in registrations("fake", tmp_path)] == ["", "three is needed"]
     assert current("fake", [one], tmp_path) is None  # the old one stays listed, no more
+    register("fake", [changed], opened, reason="another corpus", folder=tmp_path)
+    hashes = [r["hash"] for r in registrations("fake", tmp_path)]
+    assert len({*hashes}) == 3  # a result names one of them, though the claims are the same
+    assert current("fake", [changed], tmp_path)["hash"] == hashes[2]
+
+
+def test_first_seed_settings_and_data_are_of_the_design(tmp_path, one, monkeypatch):
+    """And what an older registration did not write down is not asked of it."""
+    opened = opened_of([one], tmp_path / "work")
+    monkeypatch.setattr("alignkit.claims.registered.code_hash", lambda slug: "code")
+    now = {"first seed": "0", "small.rows": "30"}
+    monkeypatch.setattr("alignkit.claims.registered.decides",
+                        lambda slug, data="": now | {"data": data})
+    register("fake", [one], opened, folder=tmp_path, data="abc")
+    there = registrations("fake", tmp_path)
+    assert there[0]["decides"] == now | {"data": "abc"}
+    assert current("fake", [one], tmp_path) and current("fake", [one], tmp_path, "abc")
+    assert changed("fake", [one], there, "abd") == ["data (abc -> abd)"]
+    assert current("fake", [one], tmp_path, "abd") is None
+    now |= {"small.width": "8"}  # a setting that came later
+    assert current("fake", [one], tmp_path)
+    now["first seed"] = "300"
+    assert changed("fake", [one], there) == ["first seed (0 -> 300)"]
+    with pytest.raises(ValueError, match=r"with --reason \(first seed \(0 -> 300\)\)"):
+        register("fake", [one], opened, folder=tmp_path)
+    older = [{"hash": design_hash([one])}]
+    assert changed("fake", [one], older, "abc") == []
+    assert changed("fake", [replace(one, margin=0.03)], older) == ["the claims"]
+
+
+def test_what_decides_is_read_from_the_claims_file():
+    found = decides("one-map", "abc")
+    assert (found["first seed"], found["data"]) == ("300", "abc")
+    assert found["small.width"] == "64" and "small.budget" not in found
+    assert decides("one-map.follow-up") == {} and decides("xbind.follow-up")["first seed"] == "200"
 
 
 def test_no_figure_before_the_registration_nor_at_tiny(tmp_path, one, monkeypatch):
@@ -67,7 +104,7 @@ def test_no_figure_before_the_registration_nor_at_tiny(tmp_path, one, monkeypatc
 def test_nothing_is_measured_at_small_before_the_registration(monkeypatch, tmp_path, one):
     """Refused, with what to do; at tiny, and with results of before the rule, it runs."""
     ran = []
-    monkeypatch.setattr(command, "_opened", lambda *_: (None, [one], {}))
+    monkeypatch.setattr(command, "_opened", lambda *_: (splits_of(0).train, [one], {}))
     monkeypatch.setattr(command, "run", lambda *_, **__: ran.append(1) or [])
     monkeypatch.setattr(command, "paper", lambda slug: None)
     for scale in ("small", "gpu"):
@@ -112,15 +149,16 @@ def test_what_is_refused(tmp_path, one):
 
 def test_what_needs_no_training_is_refused_before_any(monkeypatch, one):
     """Nobody waits minutes to hear that there is no headline."""
+    rows = splits_of(0).train
     monkeypatch.setattr(command, "before", lambda *_: 1 / 0)
     for claims, message in (
             ([replace(one, headline=False)], "fake is not registered: one claim must be the head"),
             ([one, *(replace(one, name=str(i), headline=False) for i in range(6))], "7 claims")):
         rest = {"work": None, "jobs": 1, "remake": None}
-        monkeypatch.setattr(command, "_opened", lambda *_, found=claims: (None, found, rest))
+        monkeypatch.setattr(command, "_opened", lambda *_, found=claims: (rows, found, rest))
         with pytest.raises(ValueError, match=message):
             command.write_down("fake")
-    monkeypatch.setattr(command, "_opened", lambda *_: (None, [one], rest))
+    monkeypatch.setattr(command, "_opened", lambda *_: (rows, [one], rest))
     with pytest.raises(ValueError, match="minima is not registered: the design has changed"):
         command.write_down("minima")
     with pytest.raises(ZeroDivisionError):  # and what does need it is left to it

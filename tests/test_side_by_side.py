@@ -118,7 +118,8 @@ def test_the_command_runs_these_claims_and_prints_the_table(monkeypatch, capsys,
     found = [SimpleNamespace(**vars(r), save=lambda folder: folder) for r in results()]
     monkeypatch.setattr("alignkit.claims.command.run", lambda slug, *rest, seeds, **more: (
         seen.append((slug, len(seeds))) or found))
-    monkeypatch.setattr("alignkit.claims.command._opened", lambda *_: (None, [], {}))
+    data = SimpleNamespace(provenance=SimpleNamespace(hash="data"))
+    monkeypatch.setattr("alignkit.claims.command._opened", lambda *_: (data, [], {}))
     for scale, shown in (("small", True), ("tiny", False)):
         assert cli.main(["compare", "--scale", scale, "--seeds", "5", "--out",
                          str(tmp_path)]) == 0

@@ -40,7 +40,7 @@ def reproduce(slug: str, scale: str = "small", seeds: int = 8, *, first: int | N
                          "seeds give no verdict")
     data, claims, rest = _opened(slug, scale, pairs, seeds, jobs, say)
     published = scale == "small" and pairs is None
-    registration = current(slug, claims) if published else None
+    registration = current(slug, claims, data=data.provenance.hash) if published else None
     if first is None:
         first = getattr(paper(slug), "FIRST", 0)
     there = registrations(slug)
@@ -66,10 +66,11 @@ def write_down(slug: str, reason: str = "", edge: str = "", jobs: int | None = N
 
     Raises ValueError as `register` does, for what needs no training before any.
     """
-    _, claims, rest = _opened(slug, "small", None, 8, jobs, say)
-    refuse_early(slug, claims, reason)
+    pairs, claims, rest = _opened(slug, "small", None, 8, jobs, say)
+    data = pairs.provenance.hash
+    refuse_early(slug, claims, reason, data=data)
     work = Work(claims, rest["work"], rest["jobs"], rest["remake"], slug)
-    return register(slug, claims, before(work, claims, say), reason, edge)
+    return register(slug, claims, before(work, claims, say), reason, edge, data=data)
 
 
 def fill_features(say: Callable[[str], None] = print) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from alignkit.claims import paper, rerun
 from alignkit.claims.hashes import code_hash
-from alignkit.claims.registered import design_hash, registrations
+from alignkit.claims.registered import changed, registrations
 from alignkit.claims.results import FOLDER, Result, is_stale, measured, versions
 
 SAME = 1e-6  # of a figure, on the same versions and the same kind of CPU
@@ -47,13 +47,14 @@ def again(slug: str, seed_at: int = 0, names: list[str] | None = None) -> list[s
     """Run a published seed of a paper again (of the claims `names`); what is not as
     stored, in words. seed_at: its place among the first look's."""
     module, said = paper(slug), []
-    claims = {c.name: c for c in module.claims(module.data("small"), "small")}
+    pairs = module.data("small")
+    claims = {c.name: c for c in module.claims(pairs, "small")}
     results = [r for r in measured(slug) if r.scale == "small"]
     if gone := {r.claim for r in results} ^ set(claims):
         said.append(f"{slug}: claims and results differ in {sorted(gone)}")
     there = registrations(slug)
-    if there and there[-1]["hash"] != design_hash(list(claims.values())):
-        said.append(f"{slug}: the design is not the registered one")
+    if there and (other := changed(slug, list(claims.values()), there, pairs.provenance.hash)):
+        said.append(f"{slug}: the design is not the registered one: {'; '.join(other)}")
     runs = rerun(slug, list(claims.values()))
     for r in results:
         if r.claim in claims and (names is None or r.claim in names):

@@ -1,9 +1,12 @@
 """Registered designs: what is claimed, with which margins, before the full run.
 
 One JSON a paper in `registered/`, the newest registration last. Its hash is of the design
-alone (sentences, arms, figures, budgets, grids, margins, nulls, conditions), so that code
-may be mended; a changed design is a new registration with its reason. A headline's follow-up
-is registered alone, as SLUG.follow-up, and says which result it was made for.
+(sentences, arms, figures, budgets, grids, margins, nulls, conditions), of what else decides
+values (`decides`: the first paired seed, the settings of scale small, the data), and of the
+registration before it; not of code, which may be mended. A changed design is a new
+registration with its reason. Those without `decides` are older: their hash is of the claims
+alone. A headline's follow-up is registered alone, as SLUG.follow-up, and says which result
+it was made for.
 """
 
 import hashlib
@@ -12,11 +15,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
+from importlib import import_module
 from pathlib import Path
 
 from alignkit.claims.claim import Claim
-from alignkit.claims.hashes import code_hash
+from alignkit.claims.hashes import code_hash, files_of
 from alignkit.claims.results import FOLLOW_UP, TRIED, headline, measured, versions
+from alignkit.training import Budget
 
 FOLDER = Path(__file__).parent / "registered"
 BEFORE_THE_RULE = "not registered: first run before the rule"
@@ -44,10 +49,40 @@ def design(claims: Sequence[Claim]) -> list[dict]:
     } for c in claims]
 
 
-def design_hash(claims: Sequence[Claim]) -> str:
-    """sha256 of the design."""
-    text = json.dumps(design(claims), sort_keys=True, ensure_ascii=False)
+def decides(slug: str, data: str = "") -> dict[str, str]:
+    """What decides values beside the claims: the first paired seed, each setting of scale
+    small (budgets are in the claims), and the hash of the data's provenance. Empty where
+    there is no claims file."""
+    path = files_of(slug)[-1]
+    if not path.is_file():
+        return {}
+    folder = "follow_ups." * (path.parent.name == "follow_ups")
+    module = import_module(f"alignkit.claims.{folder}{path.stem}")
+    small = getattr(module, "SCALES", {}).get("small")
+    settings = vars(small) if small else {}
+    return {"first seed": str(getattr(module, "FIRST", 0)), "data": data,
+            **{f"small.{name}": repr(value) for name, value in settings.items()
+               if not isinstance(value, Budget)}}
+
+
+def design_hash(claims: Sequence[Claim], decided: dict | None = None, after: str = "") -> str:
+    """sha256 of the design; with what else was decided, also of that and of the hash of the
+    registration `after` which it comes: no two registrations have one hash."""
+    alone = decided is None or not (decided or after)
+    made = design(claims) if alone else [design(claims), decided, after]
+    text = json.dumps(made, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def changed(slug: str, claims: Sequence[Claim], there: Sequence[dict], data: str = "",
+            ) -> list[str]:
+    """What is not as in the newest of the registrations `there`, in words. data: the hash of
+    the data's provenance, if it is known. A setting that came later is none of it."""
+    old, after = there[-1].get("decides"), there[-2]["hash"] if len(there) > 1 else ""
+    said = [] if there[-1]["hash"] == design_hash(claims, old, after) else ["the claims"]
+    now = decides(slug, data or (old or {}).get("data", ""))
+    return said + [f"{name} ({value[:60]} -> {now.get(name, 'gone')[:60]})"
+                   for name, value in (old or {}).items() if now.get(name) != value]
 
 
 def registrations(slug: str, folder: Path = FOLDER) -> list[dict]:
@@ -56,10 +91,11 @@ def registrations(slug: str, folder: Path = FOLDER) -> list[dict]:
     return json.loads(path.read_text("utf-8"))["registrations"] if path.is_file() else []
 
 
-def current(slug: str, claims: Sequence[Claim], folder: Path = FOLDER) -> dict | None:
-    """The newest registration, if it is of these claims; else None."""
+def current(slug: str, claims: Sequence[Claim], folder: Path = FOLDER, data: str = "",
+            ) -> dict | None:
+    """The newest registration, if it is of these claims (and of this `data`); else None."""
     there = registrations(slug, folder)
-    return there[-1] if there and there[-1]["hash"] == design_hash(claims) else None
+    return there[-1] if there and not changed(slug, claims, there, data) else None
 
 
 def unseen(slug: str, claims: Sequence[Claim], scale: str, folder: Path = FOLDER) -> str:
@@ -78,13 +114,14 @@ def unseen(slug: str, claims: Sequence[Claim], scale: str, folder: Path = FOLDER
 
 
 def refuse_early(slug: str, claims: Sequence[Claim], reason: str = "",
-                 folder: Path = FOLDER) -> None:
+                 folder: Path = FOLDER, data: str = "") -> None:
     """Raises ValueError for what `register` refuses and no training is needed to know: no
     headline or several, more than six claims, a changed design without its `reason`; of
     SLUG.follow-up more than one claim or one without `when`, and a headline that is not
     published."""
     there, follows = registrations(slug, folder), slug.endswith(FOLLOW_UP)
     headlines = [c.name for c in claims if c.headline]
+    other = changed(slug, claims, there, data) if there else []
     first = headline(slug.removesuffix(FOLLOW_UP)) if follows else None
     _refuse(slug, {
         f"one claim must be the headline, there are {headlines}":
@@ -93,21 +130,22 @@ def refuse_early(slug: str, claims: Sequence[Claim], reason: str = "",
             follows and [bool(c.when) for c in claims] != [True],
         "there is no published headline to follow": follows and first is None,
         f"{len(claims)} claims, at most {MOST_CLAIMS}": len(claims) > MOST_CLAIMS,
-        "the design has changed: say why with --reason":
-            there and there[-1]["hash"] != design_hash(claims) and not reason,
+        f"the design has changed: say why with --reason ({'; '.join(other)})":
+            other and not reason,
     })
 
 
 def register(slug: str, claims: Sequence[Claim], opened: dict, reason: str = "",
-             edge: str = "", folder: Path = FOLDER) -> Path:
-    """Write the design with its tuning and pilot (`runner.before`).
+             edge: str = "", folder: Path = FOLDER, data: str = "") -> Path:
+    """Write the design with its tuning and pilot (`runner.before`). data: the hash of the
+    data's provenance.
 
     Raises ValueError as `refuse_early`, and for an arm whose training loss does not fall or a
     choice at an edge of the grid without a word on it (`edge`); without a `reason` for a
     condition that is absent, or a margin below the smallest difference that the pilot's
     noise lets eight seeds show.
     """
-    refuse_early(slug, claims, reason, folder)
+    refuse_early(slug, claims, reason, folder, data)
     pilot = opened["pilot"]
     stuck = [name for name, points in opened["falls"].items()
              if points and all(fell is False for fell in points)]
@@ -124,8 +162,10 @@ def register(slug: str, claims: Sequence[Claim], opened: dict, reason: str = "",
         "test split, a steadier figure or a larger margin, or say with --reason why it is "
         "measured so": below and not reason,
     })
+    there, decided = registrations(slug, folder), decides(slug, data)
     new = {"date": date.today().isoformat(), "reason": reason, "edge": edge,
-           "hash": design_hash(claims), "code": code_hash(slug), "versions": versions(),
+           "hash": design_hash(claims, decided, there[-1]["hash"] if there else ""),
+           "code": code_hash(slug), "versions": versions(), "decides": decided,
            **opened, "design": design(claims)}
     if slug.endswith(FOLLOW_UP):
         first = headline(slug.removesuffix(FOLLOW_UP))
@@ -134,8 +174,7 @@ def register(slug: str, claims: Sequence[Claim], opened: dict, reason: str = "",
     folder.mkdir(exist_ok=True)
     path = folder / f"{slug}.json"
     part = path.with_suffix(".part")
-    all_of_them = [*registrations(slug, folder), new]
-    part.write_text(json.dumps({"slug": slug, "registrations": all_of_them}, indent=1,
+    part.write_text(json.dumps({"slug": slug, "registrations": [*there, new]}, indent=1,
                                ensure_ascii=False) + "\n", "utf-8")
     os.replace(part, path)
     return path
