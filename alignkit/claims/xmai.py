@@ -3,10 +3,11 @@
 Corpus: composed pictures of 64 nouns (`data.objects`), four of each, drawn anew for each seed.
 Captions are "a dog on a disc": noun and plate, no attribute, so that several pictures fit one.
 The detector is the table of what was drawn: the thing on the plate is large, the clutter small,
-a plate has its colour; nothing it says is false. A fused model that comes with the
-package, without a picture, says which of these eight attributes are likely ("a [MASK] dog on a
-[MASK] disc": large; red, green, blue). Cosines of words are MiniLM's; the dual encoder is a pair of the shipped towers (intra 1), which
-never read "large" or "small". A paired seed has a fused model and towers of its own.
+a plate has its colour; nothing it says is false. A fused model that comes with the package,
+without a picture, says which of these eight attributes are likely ("a [MASK] dog on a [MASK]
+disc": large; red, green, blue). Cosines of words are MiniLM's; the dual encoder is a pair of the
+shipped towers (intra 1), which never read "large" or "small". A paired seed has a fused model
+and towers of its own.
 
 Arms are captions, all judged by the seed's towers in one gallery: `original`; `xmai`, the
 paper's k = 3, λ = (1, 5, 5); `agreeing`, λ₃ = 0; `likely`, k = 1, the most likely word; `random`,
