@@ -48,6 +48,23 @@ def test_figures_by_arm_and_room():
     assert room.measure(arm) == 1.0  # there is none
 
 
+def test_a_baseline_has_learned_and_leaves_room():
+    """The prior is a number, or asked of the arm's own rows."""
+    arm = Trained("a method", "splits", None)
+    for prior in (0.075, lambda asked: 0.075 if asked is arm else 1 / 0):
+        found = {}
+        for figure in (0.07, 0.09, 0.1, 0.9, 0.95):
+            both = common.learned_with_room("accuracy", lambda arm, x=figure: x, prior)
+            found[figure] = [c.low <= c.measure(arm) <= c.high for c in both]
+        assert found == {0.07: [False, True], 0.09: [False, True], 0.1: [True, True],
+                         0.9: [True, True], 0.95: [True, False]}
+    assert [c.name for c in both] == ["the baseline's accuracy less what the prior gets",
+                                      "the baseline's accuracy leaves room"]
+    for least, high in ((0.0, 0.9), (0.02, 0.09)):
+        with pytest.raises(ValueError, match="cannot be"):
+            common.learned_with_room("accuracy", len, 0.075, least, high)
+
+
 def test_a_figure_that_is_asked_twice_is_computed_once():
     asked, arm, other = [], trained(pairs_of()), trained(pairs_of())
 

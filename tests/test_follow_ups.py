@@ -72,6 +72,9 @@ def test_it_is_registered_alone_and_names_what_it_follows(tmp_path, two, monkeyp
 
     refused([main], "a follow-up is one claim that says `when`")
     refused([then, replace(then, name="b")], "a follow-up is one claim that says `when`")
+    monkeypatch.setattr(registered_module, "headline", lambda slug: replace(bad, verdict="holds"))
+    refused([then], "the headline holds: name with --reason the reason, another than")
+    register("other.follow-up", [then], opened, "it held for its length", folder=tmp_path)
     monkeypatch.setattr(registered_module, "headline", lambda slug: None)
     refused([then], "no published headline to follow")
 

@@ -174,7 +174,7 @@ def test_the_pilot_hides_a_baseline_that_is_another_claims_method(tmp_path):
     said = []
     opened = before(Work([one, other], tmp_path), [one, other], said.append)
     first, second = (text for text in said if text.startswith("pilot "))
-    assert "rows = 14, wanted" in first
+    assert "rows = 14, wanted" in first and first.endswith(", margin 0.02")
     assert "room not shown (more is another claim's method), wanted in [0.5, 1.0]" in second
     assert "less of it not shown" in second and "ABSENT" in second and "0.7" not in second
     assert opened["pilot"]["other"]["conditions"][0]["value"] == pytest.approx(0.7777)

@@ -126,6 +126,25 @@ def leaves_room(name: str, low: float, high: float, figure: str = "hit@10") -> C
     return Condition(name, lambda arm: held_out_hits({"": arm}, figure)[""], low, high)
 
 
+def learned_with_room(what: str, figure: Callable[[Trained], float],
+                      prior: float | Callable[[Trained], float], least: float = 0.02,
+                      high: float = 0.9) -> tuple[Condition, Condition]:
+    """The baseline's `figure` lies above the `prior` (what one gets who knows how often each
+    answer comes, and nothing of the input) by `least` or more, and at `high` or below.
+
+    Raises ValueError if nothing can be above the one and below the other.
+    """
+    if not (0 < least and (callable(prior) or prior + least < high)):
+        raise ValueError(f"a figure cannot be {least} above {prior} and at most {high}: least "
+                         "must be above 0, and prior plus least below high")
+
+    def above(arm: Trained) -> float:
+        return figure(arm) - (prior(arm) if callable(prior) else prior)
+
+    return (Condition(f"the baseline's {what} less what the prior gets", above, least, 1.0),
+            Condition(f"the baseline's {what} leaves room", figure, 0.0, high))
+
+
 def gains(one: tuple[str, str], other: tuple[str, str]) -> dict:
     """For a claim on a difference of two gains: its `statistic` and its `twins`; one,
     other: baseline and method of each gain."""

@@ -117,8 +117,8 @@ def refuse_early(slug: str, claims: Sequence[Claim], reason: str = "",
                  folder: Path = FOLDER, data: str = "") -> None:
     """Raises ValueError for what `register` refuses and no training is needed to know: no
     headline or several, more than six claims, a changed design without its `reason`; of
-    SLUG.follow-up more than one claim or one without `when`, and a headline that is not
-    published."""
+    SLUG.follow-up more than one claim or one without `when`, a headline that is not
+    published, and without a `reason` one that holds."""
     there, follows = registrations(slug, folder), slug.endswith(FOLLOW_UP)
     headlines = [c.name for c in claims if c.headline]
     other = changed(slug, claims, there, data) if there else []
@@ -129,6 +129,8 @@ def refuse_early(slug: str, claims: Sequence[Claim], reason: str = "",
         "a follow-up is one claim that says `when`":
             follows and [bool(c.when) for c in claims] != [True],
         "there is no published headline to follow": follows and first is None,
+        "the headline holds: name with --reason the reason, another than the paper's, that the "
+        "follow-up takes away": first is not None and first.verdict == "holds" and not reason,
         f"{len(claims)} claims, at most {MOST_CLAIMS}": len(claims) > MOST_CLAIMS,
         f"the design has changed: say why with --reason ({'; '.join(other)})":
             other and not reason,

@@ -87,7 +87,7 @@ def before(pieces: Work, claims: Sequence[Claim], say: Callable[[str], None] = p
         least = p["smallest_detectable"]
         least = "not known, runs of the baseline are equal" if least is None else f"{least:.3g}"
         say(f"pilot {claim.name}: {said}: {'present' if p['present'] else 'ABSENT'}; smallest "
-            f"difference {len(SEEDS)} seeds can show: {least}")
+            f"difference {len(SEEDS)} seeds can show: {least}, margin {claim.margin:g}")
     return {"tuned": tuned, "edges": edges, "falls": falls, "pilot": found}
 
 
