@@ -8,6 +8,7 @@ from test_graph import loop as slow_attention
 from torch.nn.functional import elu, gelu
 
 from alignkit.claims import umaea as claims
+from alignkit.claims.follow_ups.umaea import Zeroed
 from alignkit.data import Lazy, Pairs
 from alignkit.data.emoji_graphs import with_word_features
 from alignkit.methods.umaea import (
@@ -277,6 +278,23 @@ def test_no_mean_and_no_variance_cost_nothing_and_imagine_nothing():
     assert (found["prior"] == 0).all() and (found["imagined"] == 0).all()
     method.imagination.train()  # the noise is there all the same
     assert (method.imagination(torch.randn(2, 9, dtype=torch.float64))["imagined"] != 0).all()
+
+
+def test_the_follow_ups_baseline_has_zeros_in_the_holes_alone():
+    pairs = rows()
+    method = made(pairs, stage=REFINE)
+    zeroed = Zeroed(method.settings, pairs).double().eval()
+    zeroed.load_state_dict(method.state_dict())
+    out, usual = zeroed.encode(pairs.batch()), method.encode(pairs.batch())
+    for side, end in SIDES.items():
+        here = pairs.present[f"image{end}_features"]
+        assert not out[side]["imagined"].any() and not out[side]["image"][~here].any()
+        assert usual[side]["image"][~here].all()
+        for name in ("image", "fixed"):
+            assert torch.equal(out[side][name][here], usual[side][name][here])
+    method.stage.fill_(ALIGN)
+    zeroed.stage.fill_(ALIGN)
+    assert torch.equal(scores_of(zeroed, pairs), scores_of(method, pairs))
 
 
 def test_each_stage_trains_what_it_says():
