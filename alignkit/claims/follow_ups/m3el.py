@@ -15,6 +15,8 @@ looks told in its claims file; of these mentions, by the pilot, `global` alone: 
 text matcher's .127. Two registrations were refused, with rates up to .003, which both arms chose;
 then a third, as .02 is below what eight seeds show with 15 % of the entities tested (.032). The
 margin was raised for it, and more tested; that alone would have done (.013, this one's pilot).
+
+Draft: registered, not run yet.
 """
 
 from dataclasses import replace

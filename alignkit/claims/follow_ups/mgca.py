@@ -14,6 +14,8 @@ shuffled pairs two runs of `ita` that differ in chance alone are up to .015 apar
 at .003), so that eight seeds show the null to within some .009: a tolerance of .01, the margin,
 would hardly ever be met, the headline's .02 would let pass twice the margin; .015 can be met, and
 missed. Of `mgca` without dropout nothing was seen.
+
+Draft: registered, not run yet.
 """
 
 from dataclasses import replace

@@ -15,6 +15,8 @@ figure and margin are the headline's; the baseline's floor is twice as high.
 Looked at before: the results, and a reader's seeds 5000 to 5007 with one picture in five: `umaea`
 .243, with zeros in the place of imagined vectors .244; -.001 [-.010, +.008]. So 'no gain' is
 expected. With one picture in twenty nothing of either arm was seen.
+
+Draft: registered, not run yet.
 """
 
 from dataclasses import replace
