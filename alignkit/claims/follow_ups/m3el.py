@@ -26,7 +26,7 @@ from alignkit.claims import m3el
 from alignkit.claims.claim import Claim
 from alignkit.claims.common import rates
 from alignkit.claims.follow_ups import FIRST
-from alignkit.claims.m3el import NEEDS, SCALES, TOKENS
+from alignkit.claims.m3el import NEEDS, TOKENS
 from alignkit.data import Pairs, Splits
 from alignkit.data.emoji_graphs import mentions
 
@@ -35,12 +35,13 @@ PARTS = (0.7, 0.05, 0.25)
 
 
 def data(scale: str = "small", pairs: Pairs | None = None) -> Pairs:
-    """More mentions of more emoji, or the user's `pairs`, with the tokens of all.
+    """More mentions of more emoji (at 'tiny' the headline's, whose features are there), or the
+    user's `pairs`, with the tokens of all.
 
     Raises ValueError as the headline's `data`.
     """
-    if pairs is None and scale in ("tiny", "small"):
-        pairs = mentions(least=3, shared=(2, 30), each=6, limit=SCALES[scale].limit)
+    if pairs is None and scale == "small":
+        pairs = mentions(least=3, shared=(2, 30), each=6)
     return m3el.data(scale, pairs)
 
 
