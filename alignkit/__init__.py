@@ -5,9 +5,8 @@ Names are loaded when first used, so that `import alignkit` costs almost nothing
 
 from importlib import import_module
 
-__version__ = "0.1.0"
-
 _HOME = {
+    "__version__": "alignkit.versions",
     "Pairs": "alignkit.data.pairs",
     "Tokens": "alignkit.data.pairs",
     "emoji": "alignkit.data.emoji",
@@ -28,7 +27,7 @@ _HOME = {
     "evaluate_retrieval": "alignkit.evaluation",
     "Claim": "alignkit.claims",
 }
-__all__ = [*_HOME, "__version__"]
+__all__ = [*_HOME]
 
 
 def __getattr__(name: str):

@@ -1,4 +1,5 @@
-"""Packages that are built for one release of torch: which of them does not work here?
+"""alignkit's own version; and packages that are built for one release of torch: which of
+them does not work here?
 
 torchvision and torchaudio stop at their import beside a torch of another build, with a
 message about missing operators or CUDA versions. Importing them decides, since no rule on
@@ -14,6 +15,8 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from textwrap import shorten
+
+__version__ = "0.1.0"  # the one place for it: a checkout has no metadata to ask
 
 BUILT_TOGETHER = ("torch", "torchvision", "torchaudio")
 # torchaudio carries torch's number, and has had no release after 2.11.

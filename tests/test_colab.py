@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+import alignkit
 from alignkit.course.notebook import read, tags_of
 
 ROOT = Path(__file__).parents[1]
@@ -127,7 +128,7 @@ def would_change(
             need, _, marker = line.partition(";")
             also = f" and ({marker.strip()})" if marker else ""
             needs.append(f'{need.strip()}; extra == "{extra}"{also}')
-    ours = wheel(folder / "ours", "alignkit", PROJECT["version"], needs, extras)
+    ours = wheel(folder / "ours", "alignkit", alignkit.__version__, needs, extras)
     done = subprocess.run(
         [
             *(part.replace(ADDRESS, ours.as_uri()) for part in command),
@@ -173,7 +174,7 @@ def test_all_notebooks_install_in_one_way():
 def test_a_colab_keeps_its_torch(tmp_path, machine):
     command = next(iter(COMMANDS.values()))
     found = would_change(tmp_path, command, colabs=MACHINES[machine])
-    assert found == {"alignkit": PROJECT["version"]}
+    assert found == {"alignkit": alignkit.__version__}
 
 
 def test_the_lower_bounds_are_those_of_the_machine_above():

@@ -13,6 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from alignkit.versions import __version__
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 PYTHONS = {"3.11": "3.11.7", "3.12": "3.12.1", "3.13": "3.13.0"}
@@ -98,7 +100,7 @@ def test_the_wheel_holds_the_package_alone(tmp_path):
                    check=True, capture_output=True, text=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    number = PROJECT["version"]
+    number = __version__
     assert {name.split("/")[0] for name in names} == {
         "alignkit", f"alignkit-{number}.dist-info"}
     code = {p.relative_to(ROOT).as_posix() for p in (ROOT / "alignkit").rglob("*")

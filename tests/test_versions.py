@@ -4,16 +4,34 @@ and what is said. The wrong builds are packages that fail at import as the real 
 import os
 import subprocess
 import sys
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 
+import alignkit
 from alignkit import versions
+from alignkit.claims import results
 
 WRONG = {
     "torchaudio": "Detected that PyTorch and TorchAudio were compiled with different CUDA "
                   "versions. PyTorch has CUDA version 13.2 whereas TorchAudio has 13.0",
     "torchvision": "operator torchvision::nms does not exist",
 }
+
+
+def test_alignkits_own_version_needs_no_metadata(monkeypatch):
+    """A checkout on the path, as on a machine that is lent, has none."""
+    def version(name):
+        if name == "alignkit":
+            raise metadata.PackageNotFoundError(name)
+        return metadata.version(name)
+
+    monkeypatch.setattr(results, "version", version)
+    number = results.versions()["alignkit"]
+    assert number == alignkit.__version__ and number.count(".") == 2
+    citation = Path(__file__).parents[1] / "CITATION.cff"
+    assert f"\nversion: {number}\n" in citation.read_text("utf-8")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alignkit.claims.hashes import code_hash
 from alignkit.data import Pairs
+from alignkit.versions import __version__
 
 FOLDER = Path(__file__).parent / "results"
 FOLLOW_UP = ".follow-up"  # SLUG.follow-up: the follow-up of a paper's headline
@@ -190,8 +191,9 @@ def data_facts(pairs: Pairs) -> dict:
 def versions() -> dict:
     """Versions that can change a figure."""
     return {"python": sys.version.split()[0],
-            **{name: version(name) for name in ("alignkit", "torch", "numpy", "timm",
-                                                "transformers", "accelerate")}}
+            "alignkit": __version__,
+            **{name: version(name) for name in ("torch", "numpy", "timm", "transformers",
+                                                "accelerate")}}
 
 
 def peak_memory_mb() -> int:

@@ -72,8 +72,8 @@ def environment(threads: int) -> str:
     """A line or two: versions, threads, device."""
     import torch
 
-    names = ("alignkit", "torch", "torchvision", "numpy")
-    numbers = [f"{name} {versions.installed(name)}" for name in names]
+    numbers = [f"alignkit {versions.__version__}", *(
+        f"{name} {versions.installed(name)}" for name in ("torch", "torchvision", "numpy"))]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     count = "1 thread" if threads == 1 else f"{threads} threads"
     facts = [f"Python {platform.python_version()}", *numbers, count, device]
