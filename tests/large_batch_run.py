@@ -14,8 +14,17 @@ from alignkit.data import Pairs
 from alignkit.parts import (
     DualEncoder, Settings, info_nce, positives_of, sigmoid_loss, unit,
 )  # fmt: skip
-from alignkit.parts.large_batch import gather_rows, tiled_info_nce, tiled_sigmoid
+from alignkit.parts.large_batch import gather_rows, plain, tiled_info_nce, tiled_sigmoid, tiles
 from alignkit.training import Budget, fit, seed_all
+
+
+def multiply_16_bits_here(put=setattr) -> None:
+    """Rows of 16 bits take the path that they take on a GPU; the two products that only a
+    GPU has are made in float32."""
+    put(plain, "_narrow", lambda a: a.element_size() == 2)
+    put(plain, "_wide_product", lambda x, b: x.float() @ b.float().T)
+    put(tiles, "_add_product", lambda total, weight, x:
+        total.add_(weight.to(total.dtype) @ x.to(total.dtype)))
 
 
 def trained(chunk: int, path: Path | None = None) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from training_runs import Noisy, assert_same, pairs, train, validate
+from training_runs import Centred, Noisy, assert_same, pairs, train, validate
 
 from alignkit.data import Lazy, Pairs, Tokens, open_shards, write_shards
 from alignkit.data.samples import Sample
@@ -219,15 +219,6 @@ def test_what_cannot_be_made_ahead_is_refused(how, kind, said, monkeypatch):
 
 
 def test_a_buffer_that_stays_may_be_read():
-    class Centred(Noisy):
-        def build(self, settings, pairs):
-            super().build(settings, pairs)
-            self.register_buffer("mean", pairs["image_features"].mean(0))
-
-        def collate(self, rows, generator):
-            batch = super().collate(rows, generator)
-            return {**batch, "image_features": batch["image_features"] - self.mean}
-
     assert_same(run(Centred)[0].state_dict(), run(Centred, 0)[0].state_dict())
 
 

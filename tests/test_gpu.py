@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
-from training_runs import BUDGET, Noisy
+from training_runs import BUDGET, Centred, Noisy
 from training_runs import pairs as few_rows
 
 from alignkit.claims import paper
@@ -49,16 +49,18 @@ def maker(request, monkeypatch):
 
 @pytest.mark.skipif(not CUDA or torch.cuda.get_device_capability() < (8, 0),
                     reason="no GPU that has the kernels")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_kernels_run_here(dtype):
     assert tiles._runs(torch.device(DEVICE), dtype, 512)
 
 
-@pytest.mark.parametrize("scale", [10.0, 100.0])
-@pytest.mark.parametrize("tiled, dense", [
+LOSSES = [
     (tiled_info_nce, info_nce),
-    (lambda a, b, s: tiled_sigmoid(a, b, s, -10.0), lambda a, b, s: sigmoid_loss(a, b, s, -10.0)),
-], ids=["info_nce", "sigmoid"])
+    (lambda a, b, s: tiled_sigmoid(a, b, s, -5.0), lambda a, b, s: sigmoid_loss(a, b, s, -5.0))]
+
+
+@pytest.mark.parametrize("scale", [10.0, 100.0])
+@pytest.mark.parametrize("tiled, dense", LOSSES, ids=["info_nce", "sigmoid"])
 def test_tiles_give_the_whole_losss_value_and_gradient(maker, tiled, dense, scale):
     """In float32 (TF32 is off unless it is asked for), against float64 on the CPU."""
     a, b = rows(3333, 96)
@@ -69,16 +71,18 @@ def test_tiles_give_the_whole_losss_value_and_gradient(maker, tiled, dense, scal
         assert_close(mine.detach().cpu().double(), theirs, rtol=2e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize("n", [2000, 300])
+@pytest.mark.parametrize("tiled, dense", LOSSES, ids=["info_nce", "sigmoid"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_tiles_take_16_bits_and_sum_in_32(maker, dtype):
-    a, b = rows(2000, 64, dtype)
-    found = value_and_gradients(tiled_info_nce, a, b, 20.0)
+def test_tiles_take_16_bits_and_sum_in_32(maker, dtype, tiled, dense, n):
+    a, b = rows(n, 64, dtype)
+    found = value_and_gradients(tiled, a, b, 20.0)
     wide = [x.detach().cpu().double().requires_grad_() for x in (a, b)]
-    right = value_and_gradients(info_nce, *wide, 20.0)
+    right = value_and_gradients(dense, *wide, 20.0)
     assert found[0].dtype == torch.float32 and found[1].dtype == dtype
     assert_close(found[0].detach().cpu().double(), right[0].detach(), rtol=1e-3, atol=0)
-    error = (found[1].cpu().double() - right[1]).norm() / right[1].norm()
-    assert error < 0.02
+    for mine, whole in zip(found[1:3], right[1:3]):
+        assert (mine.cpu().double() - whole).norm() < 0.02 * whole.norm()
 
 
 def test_ranks_are_those_of_the_cpu():
@@ -139,16 +143,6 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path):
 
 
 def test_workers_and_pinned_memory_change_nothing():
-    """A forked worker must not touch the GPU: it gets a copy of the buffers on the CPU."""
-    class Centred(Noisy):
-        def build(self, settings, pairs):
-            super().build(settings, pairs)
-            self.register_buffer("mean", pairs["image_features"].mean(0))
-
-        def collate(self, rows, generator):
-            batch = super().collate(rows, generator)
-            return {**batch, "image_features": batch["image_features"] - self.mean.cpu()}
-
     rows, ends = few_rows(), []
     for workers in (0, 2):
         torch.manual_seed(0)

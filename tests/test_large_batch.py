@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from needs import examples
-from large_batch_run import trained
+from large_batch_run import multiply_16_bits_here, trained
 from torch import nn
 
+from alignkit.course.large_batches import Peak
 from alignkit.data import Pairs, Tokens
 from alignkit.parts import (
     DualEncoder, Method, Settings, TransformerEncoder, info_nce, mean_pool, positives_of,
@@ -91,6 +92,33 @@ def test_tiles_take_half_precision_and_sum_in_float32(name):
     assert (a.grad.double() - right[1]).norm() < 5e-3 * right[1].norm()
     with torch.autocast("cpu", torch.bfloat16):
         assert tiled(a, b, 20.0, -10.0, items, tile=32) == value
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", LOSSES)
+def test_16_bits_where_a_gpu_multiplies_them(name, dtype, monkeypatch):
+    """A sigmoid's weights are up to 1, a softmax's up to 1 / n: float16 holds neither's
+    gradient if it is lifted as the other's."""
+    multiply_16_bits_here(monkeypatch.setattr)
+    a, b, items = rows("independent", n=300)
+    inputs = [x.to(dtype).requires_grad_() for x in (a, b)]
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    dense, tiled = LOSSES[name]
+    value, right = tiled(*inputs, 10.0, -5.0, items, tile=64), dense(*wide, 10.0, -5.0, items)
+    assert abs(value.item() - right.item()) < 1e-5 * right.item()
+    for found, true in zip(*(torch.autograd.grad(loss, x)
+                             for loss, x in ((value, inputs), (right, wide))), strict=True):
+        assert found.dtype == dtype and (found.double() - true).norm() < 0.01 * true.norm()
+
+
+@pytest.mark.parametrize("scale", [5.0, 100.0])
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_tiles_exist_at_once(name, scale):
+    a, b, _ = (x.float().requires_grad_() if x.is_floating_point() else x
+               for x in rows("independent", n=1024, d=8))
+    with Peak() as peak:
+        LOSSES[name][1](a, b, scale, -5.0, None, tile=256).backward()
+    assert 2 <= peak.most / (4 * 256**2) < 3.2  # and some numbers a row
 
 
 @pytest.mark.parametrize("name", LOSSES)

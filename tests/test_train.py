@@ -21,7 +21,7 @@ from alignkit.claims import Runs, paper
 from alignkit.claims.train import train
 from alignkit.cli import main
 from alignkit.parts import DualEncoder, Settings
-from alignkit.parts.large_batch.tiles import TILE
+from alignkit.parts.large_batch.plain import TILE
 from alignkit.training import Budget, batch_rows, checkpoint, estimate, logits_memory
 
 ROOT = Path(__file__).parents[1]

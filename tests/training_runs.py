@@ -64,6 +64,19 @@ class Noisy(DualEncoder):
         time.sleep(self.pause)
 
 
+class Centred(Noisy):
+    """Its `collate` reads a buffer that stays; a forked worker must not touch a GPU and gets
+    a copy of it on the CPU."""
+
+    def build(self, settings, pairs):
+        super().build(settings, pairs)
+        self.register_buffer("mean", pairs["image_features"].mean(0))
+
+    def collate(self, rows, generator):
+        batch = super().collate(rows, generator)
+        return {**batch, "image_features": batch["image_features"] - self.mean.cpu()}
+
+
 def dual(rows: Pairs | None = None, seed: int = 0, **settings) -> DualEncoder:
     seed_all(seed)
     return DualEncoder(Settings(width=3, **settings), rows or pairs())

@@ -11,7 +11,7 @@ import torch
 from alignkit.data import Pairs
 from alignkit.parts import Method
 from alignkit.parts.large_batch import cached_backward, row_paths
-from alignkit.parts.large_batch.tiles import TILE
+from alignkit.parts.large_batch.plain import TILE
 from alignkit.training.budget import Budget
 from alignkit.training.loop import to_device
 from alignkit.training.randomness import batch_rows, kept_randomness, seed_all

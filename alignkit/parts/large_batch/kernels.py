@@ -1,9 +1,12 @@
 """A tile of logits on a GPU, in Triton: the logits never leave the multiprocessor.
 
-Products are made in the type of the rows, with sums in float32 (float32 rows: without
-TF32). What stands for a tile, and the functions' names, are those of `plain.py`; torch
-merges what the blocks of a tile have found, so that nothing depends on their order.
+For rows of 16 bits, multiplied in 16 and summed in 32; those of float32, which have no
+fast product without TF32, take torch's operations. What stands for a tile, and the
+functions' names, are those of `plain.py`; torch merges what the blocks of a tile have
+found, so that nothing depends on their order.
 """
+
+from functools import lru_cache
 
 import torch
 import triton
@@ -11,9 +14,18 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-SHAPES = {2: dict(BM=128, BN=128, BK=64, num_warps=8, num_stages=3),  # by bytes a number
-          4: dict(BM=64, BN=128, BK=32, num_warps=4, num_stages=3)}
-TYPES = torch.float16, torch.bfloat16, torch.float32
+# (rows, columns) of a tile that is only summed up, of which a few numbers a block are kept,
+# and of one whose gradient in the logits is written out: 128 MiB.
+SUMMED, WRITTEN = (16384, 32768), (8192, 8192)
+# Of eight tried on an H200 the best for the sums and for the sigmoids. The weights ran with
+# the sums' (324 and 273 TFLOP/s in the profiler); which is theirs the trial could not tell,
+# for the host's work took as long. Up to 144 KiB of shared memory; SMALL: for GPUs that have
+# less (compute capability 8.6, 8.9, 12.0).
+SHAPES = {"sums": dict(BM=256, BN=128, BK=64, num_warps=8, num_stages=3),
+          "weights": dict(BM=256, BN=128, BK=64, num_warps=8, num_stages=3),
+          "sigmoids": dict(BM=128, BN=128, BK=64, num_warps=8, num_stages=4)}
+SMALL, ROOM = dict(BM=128, BN=128, BK=64, num_warps=8, num_stages=2), 160 * 2**10
+TYPES = torch.float16, torch.bfloat16
 SPREAD = tl.constexpr(60.0)  # as in `plain`: so far below a reference digits would be lost
 
 
@@ -34,8 +46,7 @@ def _tile(a, b, scale, n, m, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
     i, j = group * 8 + inner % height, inner // height
     products = tl.zeros([BM, BN], tl.float32)
     for k in range(0, D, BK):
-        products = tl.dot(a.load([i * BM, k]), b.load([j * BN, k]).T, products,
-                          input_precision="ieee")
+        products = tl.dot(a.load([i * BM, k]), b.load([j * BN, k]).T, products)
     rows, columns = i * BM + tl.arange(0, BM), j * BN + tl.arange(0, BN)
     return i, j, rows, columns, products * tl.load(scale)
 
@@ -103,14 +114,15 @@ def _store(weight, value, rows, columns, n, m, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def _weights(a, b, item_a, item_b, scale, of_rows, of_columns, weight, n, m,
-             D: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-             BK: tl.constexpr):
+def _weights(a, b, item_a, item_b, scale, of_rows, row, in_row, of_columns, column, in_column,
+             weight, n, m, D: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr,
+             BN: tl.constexpr, BK: tl.constexpr):
     i, j, rows, columns, logits = _tile(a, b, scale, n, m, D, BM, BN, BK)
-    r, c = of_rows + rows, of_columns + columns
-    reference, factor = tl.load(r, rows < n, other=0.0), tl.load(r + n, rows < n, other=0.0)
+    r, c = of_rows + rows * row, of_columns + columns * column
+    reference = tl.load(r, rows < n, other=0.0)
+    factor = tl.load(r + in_row, rows < n, other=0.0)
     references = tl.load(c, columns < m, other=0.0)
-    factors = tl.load(c + m, columns < m, other=0.0)
+    factors = tl.load(c + in_column, columns < m, other=0.0)
     high, low = tl.max(tl.max(logits, 1), 0), tl.min(tl.min(logits, 1), 0)
     if high - low < SPREAD:
         across = factor * tl.exp(tl.minimum(high - reference, SPREAD))
@@ -120,8 +132,8 @@ def _weights(a, b, item_a, item_b, scale, of_rows, of_columns, weight, n, m,
         value = tl.exp(logits - reference[:, None]) * factor[:, None]
         value += tl.exp(logits - references[None, :]) * factors[None, :]
     if _may_meet(item_a, item_b, rows, columns, n, m):
-        targets = tl.load(r + 2 * n, rows < n, other=0.0)[:, None] + tl.load(
-            c + 2 * m, columns < m, other=0.0)[None, :]
+        targets = tl.load(r + 2 * in_row, rows < n, other=0.0)[:, None] + tl.load(
+            c + 2 * in_column, columns < m, other=0.0)[None, :]
         value -= tl.where(_same(item_a, item_b, rows, columns, n, m), targets, 0.0)
     _store(weight, value, rows, columns, n, m, WHOLE)
 
@@ -149,24 +161,35 @@ def _sigmoids(a, b, item_a, item_b, scale, bias, value, total, weight, share, n,
     _store(weight, found, rows, columns, n, m, WHOLE)
 
 
-def _run(kernel, a: Tensor, b: Tensor, *rest) -> None:
-    shape = SHAPES[a.element_size()]
-    whole = len(a) % shape["BM"] == len(b) % shape["BN"] == 0
-    rows, columns = (TensorDescriptor.from_tensor(x.contiguous(), [shape[size], shape["BK"]])
-                     for x, size in ((a, "BM"), (b, "BN")))
-    with torch.cuda.device_of(a):
-        kernel[(_blocks(a, b),)](rows, columns, *rest, len(a), len(b), a.shape[1],
-                                 WHOLE=whole, **shape)
+class _Launch:
+    """A kernel's shape on the device of these rows, the blocks of their tile, and its run."""
+
+    def __init__(self, name: str, a: Tensor, b: Tensor):
+        self.a, self.b, self.shape = a, b, SHAPES[name] if _room(a.device) >= ROOM else SMALL
+        self.down = triton.cdiv(len(a), self.shape["BM"])
+        self.across = triton.cdiv(len(b), self.shape["BN"])
+
+    def __call__(self, kernel, *rest) -> None:
+        a, b, shape = self.a.contiguous(), self.b.contiguous(), self.shape
+        whole = len(a) % shape["BM"] == len(b) % shape["BN"] == 0
+        with torch.cuda.device_of(a):
+            kernel[(self.down * self.across,)](
+                TensorDescriptor.from_tensor(a, [shape["BM"], shape["BK"]]),
+                TensorDescriptor.from_tensor(b, [shape["BN"], shape["BK"]]),
+                *rest, len(a), len(b), a.shape[1], WHOLE=whole, **shape)
 
 
-def _counts(a: Tensor, b: Tensor) -> tuple[int, int]:
-    shape = SHAPES[a.element_size()]
-    return triton.cdiv(len(a), shape["BM"]), triton.cdiv(len(b), shape["BN"])
+@lru_cache
+def _room(device: torch.device) -> int:
+    """Bytes of shared memory that a block may have; Triton's interpreter has no bound."""
+    if device.type == "cpu":
+        return ROOM
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
-def _blocks(a: Tensor, b: Tensor) -> int:
-    down, across = _counts(a, b)
-    return down * across
+def tile_of(a: Tensor, written: bool) -> tuple[int, int]:
+    """As `plain.tile_of`."""
+    return WRITTEN if written else SUMMED
 
 
 def left(a: Tensor, scale: Tensor) -> Tensor:
@@ -176,10 +199,10 @@ def left(a: Tensor, scale: Tensor) -> Tensor:
 
 def sums(a: Tensor, b: Tensor, scale: Tensor, item_a: Tensor, item_b: Tensor) -> tuple:
     """As `plain.sums`."""
-    down, across = _counts(a, b)
-    by_row = torch.empty(4, across, len(a), device=a.device)
-    by_column = torch.empty(4, down, len(b), device=a.device)
-    _run(_sums, a, b, item_a, item_b, scale.float(), by_row, by_column)
+    run = _Launch("sums", a, b)
+    by_row = torch.empty(4, run.across, len(a), device=a.device)
+    by_column = torch.empty(4, run.down, len(b), device=a.device)
+    run(_sums, item_a, item_b, scale.float(), by_row, by_column)
     return _merged(by_row), _merged(by_column)
 
 
@@ -190,26 +213,27 @@ def _merged(parts: Tensor) -> Tensor:
     return torch.stack([top, total, *parts[2:].sum(1)], dim=1)
 
 
+def factors(found: Tensor, share: float) -> Tensor:
+    """[n, 3]: reference, share / sum of powers, share / number of right answers; the numbers
+    of a kind lie together, as the kernel reads them."""
+    reference, total, _, number = found.unbind(1)
+    return torch.stack([reference, share / total, share / number]).T
+
+
 def weights(a: Tensor, b: Tensor, scale: Tensor, item_a: Tensor, item_b: Tensor,
-            by_row: Tensor, by_column: Tensor, share: float) -> Tensor:
+            by_row: Tensor, by_column: Tensor) -> Tensor:
     """As `plain.weights`."""
     weight = torch.empty(len(a), len(b), dtype=a.dtype, device=a.device)
-    _run(_weights, a, b, item_a, item_b, scale.float(), _factors(by_row, share),
-         _factors(by_column, share), weight)
+    _Launch("weights", a, b)(_weights, item_a, item_b, scale.float(), by_row, *by_row.stride(),
+                             by_column, *by_column.stride(), weight)
     return weight
-
-
-def _factors(found: Tensor, share: float) -> Tensor:
-    """[3, n]: reference, share / sum of powers, share / number of right answers."""
-    reference, total, _, number = found.unbind(1)
-    return torch.stack([reference, share / total, share / number])
 
 
 def sigmoids(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, item_a: Tensor,
              item_b: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
     """As `plain.sigmoids`."""
+    run = _Launch("sigmoids", a, b)
     weight = torch.empty(len(a), len(b), dtype=a.dtype, device=a.device)
-    value, total = torch.empty(2, _blocks(a, b), device=a.device)
-    _run(_sigmoids, a, b, item_a, item_b, scale.float(), bias.float(), value, total, weight,
-         share)
+    value, total = torch.empty(2, run.down * run.across, device=a.device)
+    run(_sigmoids, item_a, item_b, scale.float(), bias.float(), value, total, weight, share)
     return value.sum(), total.sum(), weight

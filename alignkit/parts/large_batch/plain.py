@@ -1,7 +1,7 @@
 """A tile of logits by torch's own operations, on any device.
 
-`left` prepares rows of a once for all their tiles; `sums`, `weights` and `sigmoids` make
-one tile. `kernels.py` has the same four functions for GPUs.
+`left` prepares rows of a once for all their tiles, `factors` what is known of them;
+`sums`, `weights` and `sigmoids` make one tile. `kernels.py` has the same functions for GPUs.
 """
 
 import math
@@ -12,7 +12,15 @@ from torch.nn import functional as F
 
 from alignkit.parts.product import product
 
+# Rows and columns of a tile on CPU, and on a GPU: 64 MiB of logits, of which there are two
+# at most.
+TILE, GPU_TILE = 1536, 4096
 SPREAD = 60.0  # exp(-60) = 1e-26, which float32 still holds with all its digits
+
+
+def tile_of(a: Tensor, written: bool) -> tuple[int, int]:
+    """(rows, columns) of a tile that is only summed up, or whose weights are written."""
+    return (GPU_TILE, GPU_TILE) if a.is_cuda else (TILE, TILE)
 
 
 def left(a: Tensor, scale: Tensor) -> Tensor:
@@ -26,11 +34,16 @@ def _narrow(a: Tensor) -> bool:
 
 def _tile(x: Tensor, b: Tensor, scale: Tensor, item_a: Tensor, item_b: Tensor) -> tuple:
     """Logits [rows, columns], and the places in them where both are of one item."""
-    if _narrow(x):  # products in 16 bits, sums in 32
-        logits = torch.mm(x, b.T, out_dtype=torch.float32).mul_(scale)
+    if _narrow(x):
+        logits = _wide_product(x, b).mul_(scale)
     else:
         logits = product(x, b.to(x.dtype))
     return logits, _same(item_a, item_b)
+
+
+def _wide_product(x: Tensor, b: Tensor) -> Tensor:
+    """x bᵀ of 16 bits, summed in 32; only GPUs have it."""
+    return torch.mm(x, b.T, out_dtype=torch.float32)
 
 
 def _same(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,19 +77,27 @@ def _with_own(top: Tensor, total: Tensor, own: Tensor, right: Tensor) -> Tensor:
 
 
 def _powers(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """References of the rows and exp(logits − reference), the same of the columns. The
-    tile's largest logit serves all where no other is so far below it that its exponential
-    would lose digits: half of the exponentials are saved."""
+    """References of the rows and exp(logits − reference), the same of the columns, in the
+    place of the logits. The tile's largest logit serves all where no other is so far below
+    it that its exponential would lose digits: half of the exponentials are saved."""
     low, high = logits.aminmax()
     if high - low < SPREAD:
-        powers = (logits - high).exp_()
+        powers = logits.sub_(high).exp_()
         return high.expand(len(logits)), powers, high.expand(logits.shape[1]), powers
     top, tops = logits.amax(1), logits.amax(0)
-    return top, (logits - top[:, None]).exp_(), tops, (logits - tops).exp_()
+    down = (logits - tops).exp_()
+    return top, logits.sub_(top[:, None]).exp_(), tops, down
+
+
+def factors(found: Tensor, share: float) -> Tensor:
+    """What `weights` takes for the rows of `found`, `sums` over all columns [n, 4]:
+    reference, sum of powers, share, share / number of right answers."""
+    reference, total, _, number = found.unbind(1)
+    return torch.stack([reference, total, torch.full_like(total, share), share / number], 1)
 
 
 def weights(x: Tensor, b: Tensor, scale: Tensor, item_a: Tensor, item_b: Tensor,
-            by_row: Tensor, by_column: Tensor, share: float) -> Tensor:
+            by_row: Tensor, by_column: Tensor) -> Tensor:
     """share · (softmax over all columns + softmax over all rows − right answers' targets)
     [rows, columns], the gradient of the loss in the logits.
 
@@ -84,16 +105,17 @@ def weights(x: Tensor, b: Tensor, scale: Tensor, item_a: Tensor, item_b: Tensor,
     would round to 1e-5.
 
     Args:
-        by_row, by_column: `sums` over all columns [rows, 4] and over all rows
-            [columns, 4]. The rest: as for `sums`.
+        by_row, by_column: `factors` of `sums` over all columns, and over all rows. The
+            rest: as for `sums`.
     """
     logits, right = _tile(x, b, scale, item_a, item_b)
-    (reference, total, _, number), (references, totals, _, numbers) = (
+    (reference, total, share, target), (references, totals, shares, targets) = (
         by_row.unbind(1), by_column.unbind(1))
     top, powers, tops, powers_down = _powers(logits)
-    weight = powers * ((top - reference).exp_() * share / total)[:, None]
-    weight.addcmul_(powers_down, (tops - references).exp_() * share / totals)
-    weight[right] -= share / number[right[0]] + share / numbers[right[1]]
+    across = ((top - reference).exp_() * share / total)[:, None]
+    weight = powers * across if powers is powers_down else powers.mul_(across)
+    weight.addcmul_(powers_down, (tops - references).exp_() * shares / totals)
+    weight[right] -= target[right[0]] + targets[right[1]]
     return weight.to(b.dtype) if _narrow(x) else weight
 
 

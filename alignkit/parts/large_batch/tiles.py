@@ -27,11 +27,7 @@ from alignkit.parts.large_batch import plain
 from alignkit.parts.product import product
 from alignkit.parts.large_batch.ring import pass_on, processes, row_counts
 
-TILE = 1536  # rows and columns of a tile on CPU
-# On a GPU (rows, columns): of a tile that is only summed up, of which a few numbers a block
-# are kept, and of one whose gradient in the logits is written out, 64 MiB in 16 bits.
-SUMMED, WRITTEN = (16384, 32768), (4096, 8192)
-GROUP = 32768  # columns whose gradient is summed in float32, where the rows have 16 bits
+GROUP = 16384  # columns whose gradient is summed in float32, where the rows have 16 bits
 
 
 def tiled_info_nce(a: Tensor, b: Tensor, scale: Tensor | float,
@@ -100,8 +96,11 @@ class _Problem:
             item = torch.arange(start, start + len(a), device=a.device)
         self.a, self.b, self.item, self.n = a, b, item.to(a.device), sum(self.counts)
         self.make = _maker(a)
-        # float16 holds no number below 6e-8, as most weights of a large batch are.
-        self.lift = 2.0 ** (13 + self.n.bit_length()) if a.dtype == torch.float16 else 1.0
+
+    def lift(self, n: int) -> float:
+        """What weights of 1 / n at most are multiplied by: in float16, which holds nothing
+        below 6e-8 and nothing above 65,504, the largest are brought near 2¹⁴."""
+        return 2.0 ** (13 + n.bit_length()) if self.a.dtype == torch.float16 else 1.0
 
     def blocks(self, *travelling: Tensor) -> Iterator[tuple]:
         """(b, item, their part of `travelling`) of one process after another. What is
@@ -114,35 +113,35 @@ class _Problem:
             if mine is not home:
                 mine.copy_(home)
 
-    def strips(self, columns: range, size: tuple[int, int]) -> Iterator[tuple]:
-        """(rows, the prepared rows of a, the slices of `columns`) of every strip of tiles;
-        `size` is that of a GPU's tile."""
-        size = size if self.a.is_cuda else (TILE, TILE)
-        height, width = (self.tile, self.tile) if self.tile else size
+    def strips(self, columns: range, written: bool) -> Iterator[tuple]:
+        """(rows, the prepared rows of a, the slices of `columns`) of every strip of tiles,
+        which are only summed up or whose weights are `written`."""
+        height, width = ((self.tile, self.tile) if self.tile
+                         else self.make.tile_of(self.a, written))
         for rows in _slices(range(len(self.a)), height):
             yield rows, self.make.left(self.a[rows], self.scale), _slices(columns, width)
 
     def gradients(self, weigh: Callable, *travelling: Tensor, times: Tensor | float) -> tuple:
         """Gradients of a, b and scale of a loss whose gradient in the logits of a tile is
-        `times` / `lift` the weights that `weigh(rows, columns, x, b, item, *travelling)`
-        gives.
+        `times` the weights that `weigh(rows, columns, x, b, item, *travelling)` gives.
 
         Rows of 16 bits get theirs by groups of columns, each summed in float32, so that
         the memory of these sums does not depend on the number of rows.
         """
         grad_a, grad_scale = torch.zeros_like(self.a), self.scale.new_zeros((), dtype=self.wide)
         home = torch.zeros_like(self.b, dtype=self.wide if self.world > 1 else self.b.dtype)
-        times = torch.as_tensor(times, dtype=self.wide, device=self.a.device) / self.lift
+        times = torch.as_tensor(times, dtype=self.wide, device=self.a.device)
         for b, item, (*known, grad_b) in self.blocks(*travelling, home):
             for group in _slices(range(len(b)), GROUP):
                 sum_b = _summed(grad_b[group], self.wide)
-                for rows, x, places in self.strips(range(len(b))[group], WRITTEN):
+                for rows, x, places in self.strips(range(len(b))[group], True):
                     sum_a = _summed(grad_a[rows], self.wide)
                     for columns in places:
                         weight = weigh(rows, columns, x, b, item, *known)
                         _add_product(sum_a, weight, b[columns])
                         here = slice(columns.start - group.start, columns.stop - group.start)
                         _add_product(sum_b[here], weight.T, self.a[rows])
+                        del weight  # before the next takes as much
                     if grad_a.dtype != self.wide:
                         grad_scale += (sum_a * self.a[rows]).sum() * times
                         grad_a[rows] += sum_a.mul_(self.scale).mul_(times)
@@ -173,25 +172,36 @@ def _maker(a: Tensor) -> ModuleType:
 
 @lru_cache
 def _runs(device: torch.device, kind: torch.dtype, width: int) -> bool:
-    """Whether the kernels, tried once on a few rows, give what `plain` gives: compilers and
-    GPUs are many."""
+    """Whether each kernel, tried once on a few rows, gives what `plain` gives: compilers
+    and GPUs are many."""
     from alignkit.parts.large_batch import kernels
 
     g = torch.Generator().manual_seed(0)
     a, b = (F.normalize(torch.randn(n, width, generator=g)).to(device, kind) for n in (70, 300))
-    rows = a, b, torch.tensor(20.0, device=device), *(
-        torch.arange(len(x), device=device) % 60 for x in (a, b))
+    scale = torch.tensor(20.0, device=device)
+    items = [torch.arange(len(x), device=device) % 60 for x in (a, b)]
     try:
-        (mine, _), (right, _) = kernels.sums(*rows), plain.sums(plain.left(a, rows[2]), *rows[1:])
-        wrong = (mine[:, 0] + mine[:, 1].log() - right[:, 0] - right[:, 1].log()).abs().max()
-        same = bool(wrong < 1e-3) and bool(torch.equal(mine[:, 3], right[:, 3]))
-        said = "" if same else f"their sums differ by {float(wrong):.1e}"
+        right = _trial(plain, a, b, scale, items)
+        for name, mine in _trial(kernels, a, b, scale, items).items():
+            torch.testing.assert_close(mine, right[name], rtol=1e-2, atol=1e-3,
+                                       check_dtype=False,
+                                       msg=lambda said: f"wrong {name}: {said}")
     except Exception as error:  # the compiler's own kinds differ by version
-        same, said = False, repr(error)[:300]
-    if not same:
         warnings.warn(f"large batches go by torch's operations, which are slower: the kernels "
-                      f"do not run on {torch.cuda.get_device_name(device)} ({said})")
-    return same
+                      f"do not run on {torch.cuda.get_device_name(device)} "
+                      f"({' '.join(repr(error).split())[:300]})")
+        return False
+    return True
+
+
+def _trial(make: ModuleType, a, b, scale, items) -> dict[str, Tensor | tuple]:
+    """All that a module makes of one tile."""
+    x = make.left(a, scale)
+    found = make.sums(x, b, scale, *items)
+    known = [make.factors(sums, 1.0) for sums in found]
+    return {"sums": [(s[:, 0] + s[:, 1].log(), *s[:, 2:].T) for s in found],
+            "weights": make.weights(x, b, scale, *items, *known),
+            "sigmoids": make.sigmoids(x, b, scale, -scale / 2, *items, 1.0)}
 
 
 def _slices(places: range, size: int) -> list[slice]:
@@ -218,7 +228,7 @@ class _InfoNCE(torch.autograd.Function):
         problem = _Problem(a, b, scale, item, tile, group)
         mine, theirs = (plain.nothing(len(x), problem.wide, x.device) for x in (a, b))
         for block, items, (sums,) in problem.blocks(theirs):
-            for rows, x, places in problem.strips(range(len(block)), SUMMED):
+            for rows, x, places in problem.strips(range(len(block)), False):
                 for columns in places:
                     by_row, by_column = problem.make.sums(
                         x, block[columns], scale, problem.item[rows], items[columns])
@@ -234,14 +244,15 @@ class _InfoNCE(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         a, b, scale, item, mine, theirs = ctx.saved_tensors
         problem = _Problem(a, b, scale, item, ctx.tile, ctx.group)
-        share = 0.5 / problem.n * problem.lift
+        lift = problem.lift(problem.n)
+        mine, theirs = (problem.make.factors(x, 0.5 / problem.n * lift) for x in (mine, theirs))
 
-        def weigh(rows, columns, x, block, items, sums):
+        def weigh(rows, columns, x, block, items, known):
             return problem.make.weights(x, block[columns], scale, item[rows], items[columns],
-                                        mine[rows], sums[columns], share)
+                                        mine[rows], known[columns])
 
         with torch.autocast(a.device.type, enabled=False):
-            found = problem.gradients(weigh, theirs, times=gradient * problem.world)
+            found = problem.gradients(weigh, theirs, times=gradient * problem.world / lift)
         return *found, *[None] * 4
 
 
@@ -252,22 +263,23 @@ def _cross_entropies(sums: Tensor) -> Tensor:
 
 class _Sigmoid(torch.autograd.Function):
     """Keeps the gradients that `forward` has made but for 1 / N, which `backward` adds:
-    in 16 bits they would else be too small for a large batch."""
+    in 16 bits they would else be too small for a large batch. So its weights are up to 1,
+    those of the softmax up to 1 / N, and each loss has a lift of its own."""
 
     @staticmethod
     def forward(ctx, a, b, scale, bias, item, tile, group) -> Tensor:
         problem = _Problem(a, b, scale, item, tile, group)
         value, grad_bias = torch.zeros(2, dtype=problem.wide, device=a.device)
+        lift = problem.lift(1)
 
         def weigh(rows, columns, x, block, items):
             found, slope, weight = problem.make.sigmoids(
-                x, block[columns], scale, bias, problem.item[rows], items[columns],
-                problem.lift)
+                x, block[columns], scale, bias, problem.item[rows], items[columns], lift)
             value.add_(found)
-            grad_bias.add_(slope / problem.lift)
+            grad_bias.add_(slope / lift)
             return weight
 
-        gradients = problem.gradients(weigh, times=1.0)
+        gradients = problem.gradients(weigh, times=1 / lift)
         ctx.save_for_backward(*gradients, grad_bias.to(bias.dtype))
         ctx.times = problem.world / problem.n
         return problem.total(value) / problem.n
