@@ -98,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--rounds", type=int, default=7)
     measured.add_argument("--size", type=int, help="default: the one that is published")
     measured.add_argument("--threads", type=int, default=2)
+    measured.add_argument("--limit", type=float, metavar="SECONDS",
+                          help="of a contestant's process; one that takes longer ends its "
+                               "contest (default: none)")
     measured.add_argument("--out", type=Path, default=Path("alignkit-bench.json"))
     measured.add_argument("--readme", type=Path, help="put the table between its markers")
     _page_arguments(made)
@@ -268,8 +271,7 @@ def _bench(args) -> None:
     from alignkit import bench
 
     found = bench.bench_to(args.out, args.contests or bench.usual(), rounds=args.rounds,
-                           size=args.size, threads=args.threads)
-    print(bench.table(found))
+                           size=args.size, threads=args.threads, limit=args.limit)
     if args.readme:
         bench.write_readme(found, args.readme)
     print(f"written to {args.out}")

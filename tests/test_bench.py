@@ -1,13 +1,14 @@
 """The bench: contestants do the work they are named for, figures are read back right."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
 from alignkit import bench
-from alignkit.bench import child
+from alignkit.bench import child, feeds
 from alignkit.bench.contest import Contest, seeded
 from alignkit.bench.contests import CONTESTS
 from alignkit.parts import info_nce, sigmoid_loss, unit
@@ -71,7 +72,7 @@ def test_rounds_medians_and_ratios(monkeypatch, tmp_path):
     runs = iter([1.0, 3.0, 8.0, 2.0, 4.0, 4.0])  # a b, then b a, then a b
     order = []
 
-    def one(contest, who, size, threads):
+    def one(contest, who, size, threads, limit):
         order.append(who)
         return {"seconds": next(runs), "peak": 2**20 * (1 + len(who))}
 
@@ -99,6 +100,47 @@ def test_rounds_medians_and_ratios(monkeypatch, tmp_path):
         bench.write_readme(found, readme)
 
 
+def test_a_contest_that_stops_costs_no_other(monkeypatch, tmp_path, capsys):
+    from alignkit.cli import main
+
+    def one(contest, *_):
+        if contest == "bad":
+            raise RuntimeError("bench bad: a took over 5 s")
+        return {"seconds": 0.25, "peak": 2**20}
+
+    monkeypatch.setattr(bench, "_child", one)
+    for name in ("good", "bad", "last"):
+        monkeypatch.setitem(CONTESTS, name, Contest(name, 5, 1, {"a": None}))
+    assert main(["bench", "good", "bad", "last", "--rounds", "1",
+                 "--out", str(tmp_path / "b.json")]) == 1
+    said = capsys.readouterr()
+    assert said.out.count("| a | 0.250 s | 1.00 | 1 MB | 1.0 |") == 2
+    assert said.out.count("| time |") == 1 and "one round" in said.out
+    assert "a took over 5 s" in said.err and "could not measure bad" in said.err
+    assert [*json.loads((tmp_path / "b.json").read_text())["contests"]] == ["good", "last"]
+
+
+def test_a_contestant_that_takes_too_long_is_ended():
+    with pytest.raises(RuntimeError, match="bench loss: alignkit, in tiles took over 0.01 s"):
+        bench.bench(["loss"], rounds=1, size=256, limit=0.01)
+
+
+def test_short_work_is_done_again_for_some_seconds(monkeypatch):
+    done = []
+    child._again(lambda: done.append(1))
+    monkeypatch.setattr(child, "AGAIN", 0.01)
+    child._again(lambda: done.append(time.sleep(0.02)))
+    assert done == [1] * 5 + [None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [feeds.ours(0), feeds.by_hand(False)])
+def test_a_feed_ends_with_its_seconds(monkeypatch, make):
+    monkeypatch.setattr(feeds, "SECONDS", 0.2)
+    found = make(10_000)()
+    assert 2 <= found["steps"] < 1000 and 0 < found["seconds"] < 5
+
+
 @pytest.mark.slow
 def test_what_is_wrong_is_said(monkeypatch):
     with pytest.raises(ValueError, match="bench has loss.*got speed"):
@@ -118,8 +160,9 @@ def test_the_command(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(CONTESTS, "ones", contest)
     monkeypatch.setattr(bench, "_child", lambda *_: {"seconds": 2.0, "peak": 2**20})
     assert main(["bench", "ones", "--rounds", "2", "--out", str(tmp_path / "b.json")]) == 0
-    said = capsys.readouterr().out
-    assert "| ones | 2.00 s | 1.00 | 1 MB | 1.0 |" in said and "not measured: gone" in said
+    said = capsys.readouterr()
+    assert "| ones | 2.00 s | 1.00 | 1 MB | 1.0 |" in said.out
+    assert "not measured: gone" in said.err  # the table has no line in its midst
     kept = json.loads((tmp_path / "b.json").read_text())
     assert kept["rounds"] == 2 and kept["contests"]["ones"]["size"] == 4
     assert main(["bench", "tones"]) == 1 and "tones" in capsys.readouterr().err

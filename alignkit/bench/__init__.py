@@ -5,8 +5,8 @@ after the other, so that neither memory nor a warm cache of one helps another; t
 is the median over the rounds, and a ratio is a median of the rounds' ratios. Memory is
 the peak of the process while it works, beyond what stood there before: the inputs, and
 gradients that were given a place; on a GPU also beyond what it leaves, new gradients. On a
-GPU a process that works for less than five seconds works five times more and tells the
-median of these.
+GPU a process that works for less than five seconds works again, up to five times or for
+three seconds, and tells the median of these.
 """
 
 import json
@@ -30,7 +30,7 @@ MARKERS = "<!-- bench -->", "<!-- /bench -->"
 
 
 def bench(names: list[str], *, rounds: int = ROUNDS, size: int | None = None,
-          threads: int = 2) -> dict:
+          threads: int = 2, limit: float | None = None) -> dict:
     """Figures of the contests `names`: {contest: {"size", "rows"}} and the machine's facts.
 
     Args:
@@ -38,9 +38,10 @@ def bench(names: list[str], *, rounds: int = ROUNDS, size: int | None = None,
         rounds: at least 1; 7 or more for figures that are shown to others.
         size: of each contest in its own unit; None: the size that is published.
         threads: of each process, where a contest does not fix them.
+        limit: seconds that a contestant's process may take.
     Raises:
         ValueError: an unknown contest, or no rounds.
-        RuntimeError: a contestant stopped; its last lines are told.
+        RuntimeError: a contestant stopped, whose last lines are told, or took too long.
     """
     if unknown := [name for name in names if name not in CONTESTS]:
         raise ValueError(f"bench has {', '.join(CONTESTS)}, got {', '.join(unknown)}")
@@ -55,28 +56,45 @@ def bench(names: list[str], *, rounds: int = ROUNDS, size: int | None = None,
                    and (c not in contest.gpu or DEVICE == "cuda")]
         missing = sorted(set(contest.contestants) - set(present))
         seen: dict[str, list[dict]] = {c: [] for c in present}
-        for turn in tqdm(range(rounds), desc=f"{name}, size {n}"):
-            # The order turns, so that a slow minute of the machine hits all alike.
-            for contestant in present[turn % len(present):] + present[:turn % len(present)]:
-                seen[contestant].append(_child(name, contestant, n, contest.threads or threads))
+        # The order turns, so that a slow minute of the machine hits all alike.
+        order = [present[(turn + place) % len(present)] for turn in range(rounds)
+                 for place in range(len(present))]
+        bar = tqdm(order, desc=f"{name}, size {n}")
+        for contestant in bar:
+            bar.set_postfix_str(contestant)
+            seen[contestant].append(
+                _child(name, contestant, n, contest.threads or threads, limit))
         found["contests"][name] = {"what": contest.what.format(n=n), "size": n,
                                    "missing": missing, "rows": _rows(seen)}
     return found
 
 
 def bench_to(out: Path, names: Iterable[str], **settings) -> dict:
-    """`bench` one contest after another, and say which peers are not installed; what is
-    measured is written to `out` after each, in case the next one stops."""
-    found: dict = {}
+    """`bench` one contest after another. What is measured is written to `out` and printed as
+    Markdown after each; which peers are not installed is said beside it.
+
+    Raises RuntimeError in the end, if contests stopped: the others have been measured.
+    """
+    found, stopped = {}, []
     for name in names:
-        new = bench([name], **settings)
+        try:
+            new = bench([name], **settings)
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            stopped.append(name)
+            continue
+        if not found:
+            print(head(new))
         found = {**new, "contests": found.get("contests", {}) | new["contests"]}
+        print(lines(name, new["contests"][name]), flush=True)
         if missing := new["contests"][name]["missing"]:
             print(f"{name}: not installed, so not measured: {', '.join(missing)} "
-                  "(pip install 'alignkit[bench]')")
+                  "(pip install 'alignkit[bench]')", file=sys.stderr)
         part = out.with_suffix(".part")
         part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
         os.replace(part, out)
+    if stopped:
+        raise RuntimeError(f"bench could not measure {', '.join(stopped)}")
     return found
 
 
@@ -102,12 +120,16 @@ def _rows(seen: dict[str, list[dict]]) -> list[dict]:
     return rows
 
 
-def _child(contest: str, contestant: str, size: int, threads: int) -> dict:
+def _child(contest: str, contestant: str, size: int, threads: int,
+           limit: float | None) -> dict:
     """{"seconds", "peak"} of one run in a process of its own."""
     settings = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    done = subprocess.run(
-        [sys.executable, "-m", "alignkit.bench.child", contest, contestant, str(size)],
-        env={**os.environ, **settings}, capture_output=True, text=True)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "alignkit.bench.child", contest, contestant, str(size)],
+            env={**os.environ, **settings}, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"bench {contest}: {contestant} took over {limit:g} s") from None
     if done.returncode:
         raise RuntimeError(f"bench {contest}: {contestant} stopped:\n{done.stderr[-1500:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -126,18 +148,28 @@ def machine(threads: int) -> dict:
 
 def table(found: dict) -> str:
     """The figures as Markdown."""
-    lines = [f"{found['machine']['device']}; medians of {found['rounds']} alternating rounds, "
-             "each in a process of its own; memory beyond inputs and their gradients.", ""]
-    lines += ["| | time | × time | memory | × memory |", "|---|---|---|---|---|"]
-    for name, contest in found["contests"].items():
-        lines.append(f"| **{name}**: {contest['what']} | | | | |")
-        for row in contest["rows"]:
-            waited = (f", waits {row['waited']:.1%} (after its first batch "
-                      f"{row['waited_later']:.1%})" if "waited" in row else "")
-            lines.append(f"| {row['name']}{waited} | {row['seconds']:.2f} s | "
-                         f"{row['times_the_time']:.2f} | {row['peak_mb']:.0f} MB | "
-                         f"{row['times_the_memory']:.1f} |")
-    return "\n".join(lines)
+    return "\n".join([head(found), *(lines(*x) for x in found["contests"].items())])
+
+
+def head(found: dict) -> str:
+    """What stands above a table's rows."""
+    rounds = (f"medians of {found['rounds']} alternating rounds" if found["rounds"] > 1
+              else "one round")
+    return (f"{found['machine']['device']}; {rounds}, each in a process of its own; "
+            "memory beyond inputs and their gradients.\n\n"
+            "| | time | × time | memory | × memory |\n|---|---|---|---|---|")
+
+
+def lines(name: str, contest: dict) -> str:
+    """The rows of one contest."""
+    found = [f"| **{name}**: {contest['what']} | | | | |"]
+    for row in contest["rows"]:
+        waited = (f", waits {row['waited']:.1%} (after its first batch "
+                  f"{row['waited_later']:.1%})" if "waited" in row else "")
+        seconds = f"{row['seconds']:.{2 if row['seconds'] >= 1 else 3}f} s"
+        found.append(f"| {row['name']}{waited} | {seconds} | {row['times_the_time']:.2f} | "
+                     f"{row['peak_mb']:.0f} MB | {row['times_the_memory']:.1f} |")
+    return "\n".join(found)
 
 
 def write_readme(found: dict, readme: Path) -> None:

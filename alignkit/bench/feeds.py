@@ -1,9 +1,11 @@
 """Steps of a CLIP on pictures that are decoded and cropped on the way: does it wait?
 
 On a GPU a CLIP ViT-B/32 of transformers with random weights, in bfloat16; on a CPU a toy of
-the same class, to try the path.
+the same class, to try the path. A contestant takes as many steps as fit in some seconds,
+after a few that warm up, and tells the seconds of one.
 """
 
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,10 +26,11 @@ from alignkit.training import Budget, fit, to_device
 
 BICUBIC = Image.Resampling.BICUBIC
 GPU = DEVICE == "cuda"
-SIZE = (SimpleNamespace(rows=1024, batch=512, side=256, crop=224, words=77, workers=8,
+SECONDS = 4  # of the steps that are measured
+SIZE = (SimpleNamespace(files=128, rows=1024, batch=512, side=256, crop=224, words=77, workers=8,
                         steps=200, precision="bf16")
         if GPU else
-        SimpleNamespace(rows=64, batch=16, side=96, crop=64, words=8, workers=2,
+        SimpleNamespace(files=64, rows=64, batch=16, side=96, crop=64, words=8, workers=2,
                         steps=40, precision="no"))
 
 
@@ -36,7 +39,8 @@ def towers() -> torch.nn.Module:
     from transformers import CLIPConfig, CLIPModel
 
     if GPU:
-        return CLIPModel(CLIPConfig())  # whose defaults are ViT-B/32
+        with torch.device(DEVICE):  # on a CPU its random weights take seconds
+            return CLIPModel(CLIPConfig())  # whose defaults are ViT-B/32
     small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
              "num_attention_heads": 2}
     return CLIPModel(CLIPConfig(
@@ -85,10 +89,11 @@ class Clip(Method):
 @cache
 def jpegs() -> tuple[Pairs, tempfile.TemporaryDirectory]:
     """Pictures of coloured noise at several scales, about as large in bytes as photographs
-    of that side, each with random word numbers; and the folder, gone with this process."""
+    of that side; of rows, each with random word numbers, several share a file. And the
+    folder, gone with this process."""
     folder, draw = tempfile.TemporaryDirectory(), np.random.default_rng(0)
-    paths = [Path(folder.name, f"{k:05d}.jpg") for k in range(SIZE.rows)]
-    for path in paths:
+    paths = [Path(folder.name, f"{k % SIZE.files:05d}.jpg") for k in range(SIZE.rows)]
+    for path in paths[:SIZE.files]:
         coarse, middle, fine = (Image.fromarray(
             draw.integers(0, 256, (n, n, 3), np.uint8)).resize((SIZE.side, SIZE.side), BICUBIC)
             for n in (4, 16, SIZE.side // 3))
@@ -103,18 +108,24 @@ def prepared() -> tuple[Clip, Pairs]:
     return Clip(None, jpegs()[0]).to(DEVICE), jpegs()[0]
 
 
-def ours(workers: int, share: int = 1) -> Callable:
+def ours(workers: int) -> Callable:
     """`fit`; its share of seconds waited for data, and that after the first batch."""
-    def prepare(steps: int) -> Callable:
+    def prepare(most: int) -> Callable:
         method, pairs = prepared()
-        budget = Budget(steps=max(2, steps // share), batch_size=SIZE.batch, lr=1e-4,
-                        precision=SIZE.precision)
+        most = max(2, most)
+
+        def run(steps: int) -> dict:
+            method.ends.clear()
+            history = fit(method, pairs, Budget(steps=steps, batch_size=SIZE.batch, lr=1e-4,
+                                                precision=SIZE.precision), workers=workers)
+            spent = method.ends[-1] - method.ends[0]
+            return {"seconds": spent / (steps - 1), "steps": float(steps),
+                    "waited": history.waited / history.seconds,
+                    "waited_later": sum(history.waits[1:]) / spent}
 
         def work() -> dict:
-            history = fit(method, pairs, budget, workers=workers)
-            spent = method.ends[-1] - method.ends[0]
-            return {"waited": history.waited / history.seconds,
-                    "waited_later": sum(history.waits[1:]) / spent}
+            few = run(min(3, most))
+            return run(min(most, 1 + math.ceil(SECONDS / few["seconds"])))
         return work
     return prepare
 
@@ -136,19 +147,21 @@ class Rows(torch.utils.data.Dataset):
 def by_hand(from_disk: bool) -> Callable:
     """The same steps in a plain loop: from torch's loader with as many workers, or on one
     batch that is on the device already."""
-    def prepare(steps: int) -> Callable:
+    def prepare(most: int) -> Callable:
         method, pairs = prepared()
+        most = max(2, most)
         optimizer = torch.optim.AdamW(method.parameters(), lr=1e-4)
         rows = Rows(pairs)
         # One long epoch: at the end of each the workers would stand still for a while.
-        order = torch.utils.data.RandomSampler(rows, True, num_samples=steps * SIZE.batch)
+        order = torch.utils.data.RandomSampler(rows, True, num_samples=most * SIZE.batch)
         loader = torch.utils.data.DataLoader(
             rows, SIZE.batch, sampler=order, pin_memory=GPU,
             num_workers=SIZE.workers if from_disk else 0)
         there = None if from_disk else to_device(next(iter(loader)), torch.device(DEVICE))
 
-        def work() -> None:
-            for batch in loader if from_disk else [there] * steps:
+        def work() -> dict:
+            ends = []
+            for batch in loader if from_disk else [there] * most:
                 batch = to_device(batch, torch.device(DEVICE))
                 with torch.autocast(DEVICE, torch.bfloat16,
                                     enabled=SIZE.precision == "bf16"):
@@ -158,16 +171,21 @@ def by_hand(from_disk: bool) -> Callable:
                 optimizer.step()
                 optimizer.zero_grad()
                 loss.item()
+                ends.append(time.perf_counter())
+                if ends[-1] - ends[0] > SECONDS:
+                    break
+            return {"seconds": (ends[-1] - ends[0]) / (len(ends) - 1),
+                    "steps": float(len(ends))}
         return work
     return prepare
 
 
 N = SIZE.workers
 FEED = Contest(
-    f"{{n}} steps of a CLIP ({'ViT-B/32' if GPU else 'a toy'}), {SIZE.batch} JPEG files of "
-    f"{SIZE.side}² decoded and cropped for each",
-    SIZE.steps, 4, {
+    f"a step of a CLIP ({'ViT-B/32' if GPU else 'a toy'}), {SIZE.batch} JPEG files of "
+    f"{SIZE.side}² decoded and cropped for it; of {SECONDS} s, {{n}} at most",
+    SIZE.steps, 3, {
         f"alignkit fit, {N} workers": ours(N),
         f"a loop by hand, torch's loader, {N} workers": by_hand(True),
         "a loop by hand, one batch that is there": by_hand(False),
-        "alignkit fit, no workers, an eighth of the steps": ours(0, 8)})
+        "alignkit fit, no workers": ours(0)})
