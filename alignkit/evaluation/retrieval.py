@@ -188,17 +188,19 @@ class _Side:
                 f"{tuple(item.shape)}; one item a row, and at least one row, are needed"
             )
         self.outputs, self.name, self.asks = outputs, name, False
-        self.item, self.order = item.cpu().sort()
         # On a GPU what is counted stays there: nothing waits for it until the report.
         self.device = next((x for x in devices if x.type == "cuda"), torch.device("cpu"))
-        self.item_there = self.item.to(self.device)
+        self.item_there, order = item.to(self.device).sort()
+        self.item = self.item_there.cpu()
+        self.order = order if len(devices) == 1 else order.cpu()  # an index for any device
 
     def ask(self, other: "_Side", ks: Sequence[int], distractors: bool = False) -> None:
         """Prepare the search in ``other`` for as many relevant rows as ``ks`` need."""
         if not ks or min(ks) < 1:
             raise ValueError(f"ks is {tuple(ks)}; every cut-off must be 1 or more")
-        upto = torch.searchsorted(other.item, self.item, right=True)
-        self.n_relevant = upto - torch.searchsorted(other.item, self.item)
+        there = other.item_there.to(self.device)
+        upto = torch.searchsorted(there, self.item_there, right=True)
+        self.n_relevant = (upto - torch.searchsorted(there, self.item_there)).cpu()
         lone = int((self.n_relevant == 0).sum())
         if lone == len(self.item) or (lone and not distractors):
             who = "queries" if self.name == "query" else "gallery rows"
@@ -226,7 +228,8 @@ class _Side:
         rows = slice(start, start + len(wrong))
         best = self.best[rows].to(wrong)
         threshold = _threshold(best, tie).masked_fill(best.isinf(), torch.inf)
-        hits = torch.empty_like(wrong)  # 0 and 1 as floats: several times as fast
+        # 0 and 1: on a CPU floats are several times as fast, on a GPU the bytes count.
+        hits = torch.empty_like(wrong, dtype=torch.bool if wrong.is_cuda else None)
         above = [torch.ge(wrong, t[:, None], out=hits).sum(1) for t in threshold.T]
         self.above[rows] += torch.stack(above, dim=1).to(self.above)
 
