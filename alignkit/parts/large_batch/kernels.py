@@ -17,6 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 # (rows, columns) of a tile that is only summed up, of which a few numbers a block are kept,
 # and of one whose gradient in the logits is written out: 128 MiB.
 SUMMED, WRITTEN = (16384, 32768), (8192, 8192)
+GROUP = 16384  # as in `plain`: 32 MiB of sums at width 512
 # Of eight tried on an H200 the best for the sums and for the sigmoids. The weights ran with
 # the sums' (324 and 273 TFLOP/s in the profiler); which is theirs the trial could not tell,
 # for the host's work took as long. Up to 144 KiB of shared memory; SMALL: for GPUs that have

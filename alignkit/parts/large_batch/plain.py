@@ -15,6 +15,7 @@ from alignkit.parts.product import product
 # Rows and columns of a tile on CPU, and on a GPU: 64 MiB of logits, of which there are two
 # at most.
 TILE, GPU_TILE = 1536, 4096
+GROUP = 32768  # columns whose gradient is summed in float32, where the rows have 16 bits
 SPREAD = 60.0  # exp(-60) = 1e-26, which float32 still holds with all its digits
 
 

@@ -27,8 +27,6 @@ from alignkit.parts.large_batch import plain
 from alignkit.parts.product import product
 from alignkit.parts.large_batch.ring import pass_on, processes, row_counts
 
-GROUP = 16384  # columns whose gradient is summed in float32, where the rows have 16 bits
-
 
 def tiled_info_nce(a: Tensor, b: Tensor, scale: Tensor | float,
                    item: Tensor | None = None, *, tile: int | None = None, group=None) -> Tensor:
@@ -132,7 +130,7 @@ class _Problem:
         home = torch.zeros_like(self.b, dtype=self.wide if self.world > 1 else self.b.dtype)
         times = torch.as_tensor(times, dtype=self.wide, device=self.a.device)
         for b, item, (*known, grad_b) in self.blocks(*travelling, home):
-            for group in _slices(range(len(b)), GROUP):
+            for group in _slices(range(len(b)), self.make.GROUP):
                 sum_b = _summed(grad_b[group], self.wide)
                 for rows, x, places in self.strips(range(len(b))[group], True):
                     sum_a = _summed(grad_a[rows], self.wide)
@@ -177,7 +175,8 @@ def _runs(device: torch.device, kind: torch.dtype, width: int) -> bool:
     from alignkit.parts.large_batch import kernels
 
     g = torch.Generator().manual_seed(0)
-    a, b = (F.normalize(torch.randn(n, width, generator=g)).to(device, kind) for n in (70, 300))
+    # Whole blocks, which are built for themselves: those of most batches are ready then.
+    a, b = (F.normalize(torch.randn(n, width, generator=g)).to(device, kind) for n in (256, 512))
     scale = torch.tensor(20.0, device=device)
     items = [torch.arange(len(x), device=device) % 60 for x in (a, b)]
     try:
