@@ -269,9 +269,8 @@ def _score_blocks(
         scores = score(rows(i), take(gallery.outputs, columns))
         if scores.shape != (len(query.order[i : i + chunk]), len(columns)):
             raise ValueError(
-                f"score gave shape {tuple(scores.shape)} for "
-                f"{len(query.order[i : i + chunk])} query rows and {len(columns)} "
-                "gallery rows"
+                f"score gave shape {tuple(scores.shape)} for {len(query.order[i : i + chunk])} "
+                f"query rows and {len(columns)} gallery rows"
             )
         return scores
 
