@@ -42,6 +42,14 @@ def first_step():
     fit(DualEncoder(Settings(), pairs), pairs, Budget(steps=1))
 
 
+@pytest.fixture(scope="session")
+def kornia():
+    """Views, edges and homographies of some papers; nor is its import (a second)."""
+    import kornia
+
+    return kornia
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
     """`-m quick`: all but notebooks and what is marked slow."""

@@ -240,7 +240,7 @@ def runs_of(path: Path, slug: str) -> Runs:
 
 @pytest.mark.parametrize("which", ["headline", pytest.param("others", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("slug", slugs())
-@pytest.mark.usefixtures("first_step")
+@pytest.mark.usefixtures("first_step", "kornia")
 def test_every_claim_can_be_measured(drawn, slug, which):
     """Features, all arms after two steps, figures, null, condition and the figures for
     choosing; a user's own pairs where the paper takes them."""

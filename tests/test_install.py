@@ -79,6 +79,7 @@ def test_the_workflow_installs_the_lowest_bounds_too():
     assert "--resolution lowest-direct" in text
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_alone(tmp_path):
     """Even from a checkout in which the tour and others have left their folders."""
     # The build's own bound. Not imported here: it wants to come before distutils.

@@ -26,7 +26,7 @@ from alignkit.data.columns import length, take
 from alignkit.parts import Method
 from alignkit.training import NonFiniteLoss, batch_rows, checkpoint, fit, memory_of, seed_all
 
-pytestmark = pytest.mark.usefixtures("first_step")
+pytestmark = pytest.mark.usefixtures("first_step", "kornia")
 TRAITS = {"untrained", "ordered", "no pairs", "stopped"}
 CARD = ("Paper", "Claim", "Equations", "Frozen", "Exact property", "Deviations",
         "Reconstructed")
@@ -272,11 +272,13 @@ def kind_and_settings(arm, splits) -> tuple:
 
 
 class Undrawn(TorchFunctionMode):
-    """No initial weight is drawn: that takes seconds where there are millions."""
+    """No initial weight is drawn: that takes seconds where there are millions. (While it
+    builds, transformers has functions of its own in the place of torch's.)"""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         drawn = torch.Tensor.uniform_, torch.Tensor.normal_
-        if function in drawn or getattr(function, "__module__", "") == "torch.nn.init":
+        module = getattr(function, "__module__", "")
+        if function in drawn or module in ("torch.nn.init", "transformers.initialization"):
             return args[0] if args else kwargs["tensor"]
         return function(*args, **(kwargs or {}))
 

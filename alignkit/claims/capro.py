@@ -86,7 +86,7 @@ class Scale(Encoders):
 SCALES = {
     # Few rows and steps: the code path in seconds, no claim is read off it.
     "tiny": Scale(each=20, nouns=8, budget=Budget(steps=20, batch_size=64, lr=2e-3),
-                  network=CaproSettings(queue=128, anchors=4, first=10, last=10)),
+                  network=CaproSettings(queue=128, anchors=4, first=10, last=3)),
     "small": Scale(),
     # One 16 GB GPU: WebVision's first 50 classes or a search of your own (`--pairs`).
     "gpu": Scale(image="timm:resnet50.a1_in1k", text=GPU["text"], budget=Budget(

@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 import tokenize
+from functools import lru_cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
@@ -35,6 +36,7 @@ def code_hash(name: str, tiny: bool = False) -> str:
     return sha.hexdigest()
 
 
+@lru_cache(maxsize=256)  # a paper's results ask for the same files one after another
 def _code(source: str, tiny: bool = True) -> str:
     """Python source without docstrings, comments, empty lines and trailing spaces, and,
     each where it has lines of its own, without a claim's `subtracts`, words for readers,

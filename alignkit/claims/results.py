@@ -178,7 +178,7 @@ def headline(slug: str, folder: Path = FOLDER) -> Result | None:
 def is_stale(result: Result, name: str) -> bool:
     """Was it measured with other code than today's? Results from before November 28 may
     still carry the hash that counts 'tiny'."""
-    return result.code not in (code_hash(name), code_hash(name, tiny=True))
+    return result.code != code_hash(name) and result.code != code_hash(name, tiny=True)
 
 
 def data_facts(pairs: Pairs) -> dict:
