@@ -136,6 +136,7 @@ def test_no_weight_moves_and_none_gets_a_gradient(towers, goals):
 
 
 @pytest.mark.parametrize("way", ["OTI", "OVI"])
+@pytest.mark.slow
 def test_the_loss_falls_to_a_plateau_above_zero(towers, goals, way):
     tower = bound(text_of if way == "OTI" else picture_of, towers)
     goal = goals["image" if way == "OTI" else "text"]
@@ -146,6 +147,7 @@ def test_the_loss_falls_to_a_plateau_above_zero(towers, goals, way):
     assert loss[2] - loss[3] < 0.05 * (loss[0] - loss[3])
 
 
+@pytest.mark.slow
 def test_a_query_does_not_see_who_is_inverted_beside_it(towers, goals):
     tower = bound(text_of, towers)
     start = 0.02 * noise(3, 1, towers.settings.width)

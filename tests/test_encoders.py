@@ -37,6 +37,7 @@ def cosines(a, b):
     return F.cosine_similarity(a.flatten(1), b.flatten(1))
 
 
+@pytest.mark.slow
 def test_lite0_equals_efficientnet_lite_pytorch_at_every_layer():
     from efficientnet_lite_pytorch import EfficientNet
 

@@ -44,6 +44,7 @@ def sound(number: int, seconds: float) -> tuple[torch.Tensor, int]:
     return torch.from_numpy(0.2 * wave).float(), RATE
 
 
+@pytest.mark.slow
 def test_mobilenet_equals_torchvision_at_every_layer():
     from torchvision.models import mobilenet_v2
 
@@ -195,6 +196,7 @@ def whisper_mel(wave, seconds: int) -> np.ndarray:
     return np.ascontiguousarray(log.T[None], dtype=np.float32)
 
 
+@pytest.mark.slow
 def test_whisper_equals_ctranslate2():
     import ctranslate2
 

@@ -85,6 +85,7 @@ def test_text_tokens_are_padded_to_the_longest_of_the_column(own_cache):
     assert [f"text_layer{k}" in done.columns for k in range(8)] == [True] * 7 + [False]
 
 
+@pytest.mark.slow
 def test_warm_features_cost_no_model(own_cache):
     """A notebook with warm features imports neither timm nor transformers."""
     pairs = Pairs.make({"text": TEXTS})

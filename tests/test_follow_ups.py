@@ -151,6 +151,7 @@ def test_it_was_made_for_a_result_that_was_there(name):
 
 @pytest.mark.parametrize("name", followed())
 @pytest.mark.usefixtures("first_step")
+@pytest.mark.slow
 def test_it_can_be_measured(name):
     """All arms after two steps: figures, null, conditions and the figures for choosing."""
     (one,) = map(two_steps, paper(name).claims(paper(name).data("tiny"), "tiny"))

@@ -143,12 +143,17 @@ def test_the_graph_has_an_arrow_for_every_prerequisite():
 
 
 # Which method when --------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def advice():
+    return {row.slug: row for row in guide.advice()}
+
+
 @pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
-def test_every_method_says_when_to_use_it(path):
+def test_every_method_says_when_to_use_it(path, advice):
     text = ast.get_docstring(ast.parse(path.read_text("utf-8")))
     assert len(re.findall(r"(?m)^Use it when: \S", text)) == 1, (
         f"{path.name}: its docstring needs one paragraph 'Use it when: …'")
-    (row,) = [r for r in guide.advice() if r.slug == path.stem.replace("_", "-")]
+    row = advice[path.stem.replace("_", "-")]
     assert 60 < len(row.when) < 600 and row.when.endswith(".") and "|" not in row.when
     verdicts = [
         f"{verdict} {name.partition(' (')[0]}"

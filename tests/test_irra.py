@@ -275,6 +275,7 @@ def test_only_training_batches_are_drawn_also_after_a_validation(monkeypatch):
 
 @pytest.mark.parametrize("match", ["sdm", *(
     pytest.param(name, marks=pytest.mark.slow) for name in ("itc", "multi"))])
+@pytest.mark.slow
 def test_it_learns_identities_and_to_fill_in_words(match):
     m, pairs = model(match=match, instances=4, width=16)
     before = claims.identity_map(m, pairs), claims.filled(m, pairs)

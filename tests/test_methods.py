@@ -88,6 +88,7 @@ def through(cases: list[Case], quick: list[Case]):
 FIRST = list({case.slug: case for case in reversed(CASES)}.values())  # one a paper
 every_method = through(CASES, CASES)
 every_method_trained = through(CASES, FIRST)
+every_method_slowly = through(CASES, [])
 # At full scale settings may differ where they do not at this one.
 every_arm = through(ARMS, FIRST)
 
@@ -321,7 +322,7 @@ def test_a_step_in_bfloat16_is_finite(case):
     assert bool(history.steps) != ("untrained" in method.traits)
 
 
-@every_method_trained
+@every_method_slowly
 def test_an_interrupted_run_ends_with_the_same_bits(case, tmp_path):
     whole, splits, budget = case.build()
     budget = replace(budget, steps=4, save_every=2)

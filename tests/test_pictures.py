@@ -219,6 +219,7 @@ def test_a_picture_of_an_own_reader_keeps_its_turn_when_it_is_saved(tmp_path):
     assert grey(Pairs.load(tmp_path / "deep")["image"][0]) == [0, 128, 255]
 
 
+@pytest.mark.slow
 def test_a_deep_picture_has_the_features_of_the_shallow_one():
     y, x = np.mgrid[:64, :64]
     shallow = ((x * y) // 16).astype(np.uint8)

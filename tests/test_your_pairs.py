@@ -21,6 +21,7 @@ SHORTER = {"steps=200": "steps=10", "validate_every=20": "validate_every=5",
 
 
 @pytest.mark.usefixtures("first_step")
+@pytest.mark.slow
 def test_its_python_runs_from_top_to_end(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     code = "\n".join(blocks)
