@@ -51,7 +51,9 @@ def test_a_model_of_transformers_gives_the_same_form(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
     torch.manual_seed(0)
-    model = BertForMaskedLM(BertConfig(len(words), 16, 1, 2, 32))
+    model = BertForMaskedLM(BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32))
     hub = HubWords(model, tokenizer)
     assert hub.vocabulary == words
     found = hub(split(SENTENCES))

@@ -240,9 +240,9 @@ UNRELATED = Null("captions ask for others' pictures, after the attack", other_pi
 def _arms(pairs: Pairs, s: Scale, scale: str) -> dict[str, Arm]:
     @lru_cache(maxsize=2)
     def splits(seed: int) -> Splits:
-        rows = pairs
-        if "text_xmai" not in pairs.columns:
-            rows = with_attacks(data(scale, corpus_seed=seed), s, seed)
+        if "text_xmai" in pairs.columns:
+            return pairs.split(seed, (0.15, 0.05, 0.8))
+        rows = with_attacks(data(scale, corpus_seed=seed), s, seed)
         return rows.split(seed_of(seed, "split"), (0.05, 0.05, 0.9))
 
     def arm(name: str) -> Arm:

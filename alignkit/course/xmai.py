@@ -44,12 +44,18 @@ def _raw(first, second, D, lam):
 
 
 def _two_places(generator: torch.Generator) -> tuple:
-    """The best pair is far apart in D and not where each place's own best words are."""
-    k = random_size(generator, 3, 7)
-    first, second = torch.rand(2, k, generator=generator)
+    """Four pairs lead: a, b in D, whose words are poor; e, g in words, whose D is middling;
+    e, h where rows are scaled; c, d in the sum. Else rows and columns of the first are near."""
+    k = random_size(generator, 4, 7)
+    rows = torch.randperm(k, generator=generator)[:4]
+    (a, c, e, _), (b, d, g, h) = rows, (rows + 1) % k
+    first, second = 0.3 * torch.rand(2, k, generator=generator)
     D = 0.6 + 0.02 * torch.rand(k, k, generator=generator)
-    D[random_size(generator, 0, k), random_size(generator, 0, k)] += 0.03
-    D[0] += 0.01 * torch.rand(k, generator=generator)
+    low = 0.59 + 0.005 * torch.rand(k, k, generator=generator)
+    D[a], D[c], D[:, b], D[:, d] = low[a], low[c], low[:, b], low[:, d]
+    D[a, b], D[c, d], D[e, g], D[e, h] = 0.65, 0.64, 0.605, 0.622
+    first[a], first[c], first[e] = 0.05, 0.35, 0.5
+    second[b], second[d], second[g], second[h] = 0.05, 0.35, 0.5, 0.3
     return first, second, D, 2.0
 
 
