@@ -147,6 +147,11 @@ def towers_of(name: str, k: int):
     return (ClipTowers.load(name) if name else load_two_towers(k, 1.0)).to(device())
 
 
+def language_of(name: str, k: int) -> FusedWords | HubWords:
+    """The language model: the shipped one of seed k, of attributes alone, or one by name."""
+    return HubWords.load(name).to(device()) if name else FusedWords(load_fusion(k), ATTRIBUTES)
+
+
 def words_of(pairs: Pairs, vocabulary: list[str]) -> tuple[str, ...]:
     """What may be compared: the proposals and, in a user's pairs, all that captions and
     detector say."""
@@ -172,8 +177,7 @@ def with_attacks(pairs: Pairs, s: Scale, seed: int) -> Pairs:
     and `places`, in how many of them a caption gets a word."""
     k = model_of(seed, range(MODELS), FIRST)
     judge, chooser = towers_of(s.towers, k), towers_of(s.others, (k + 1) % MODELS)
-    language = (HubWords.load(s.language).to(device()) if s.language
-                else FusedWords(load_fusion(k), ATTRIBUTES))
+    language = language_of(s.language, k)
     texts, seen = pairs["text"], [detections(said) for said in pairs["detected"]]
     likeness = alike(vectors(s.words, words_of(pairs, language.vocabulary)))
     tools = {towers: Tools(language.vocabulary, language, likeness, reader(towers))
