@@ -278,7 +278,7 @@ def test_each_arm_has_its_captions():
         assert all(len(a.split()) == len(b.split()) + more
                    for a, b in zip(said[arm], said["original"])), arm
     assert all(text.split()[1] == "large" for text in said["large"])
-    towers = claims.towers_of("", claims.model_of(1001, range(8), claims.FIRST))
+    towers = claims.towers_of("", claims.number_of(1001))
     again = towers.text(towers.tokens(said["xmai"]))
     assert (made["text_xmai"] - again).abs().max() < 1e-5
     assert math.isclose(float(made["image_features"].norm(dim=1).mean()), 1, abs_tol=1e-5)
