@@ -88,7 +88,7 @@ def bench_to(out: Path, names: Iterable[str], **settings) -> dict:
         found = {**new, "contests": found.get("contests", {}) | new["contests"]}
         print(lines(name, new["contests"][name]), flush=True)
         if missing := new["contests"][name]["missing"]:
-            print(f"{name}: not installed, so not measured: {', '.join(missing)} "
+            print(f"{name}: not installed, or for a GPU, so not measured: {', '.join(missing)} "
                   "(pip install 'alignkit[bench]')", file=sys.stderr)
         part = out.with_suffix(".part")
         part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
