@@ -45,9 +45,8 @@ float64, by the author and again by a reader. Without padding all are equal to r
 padding L_word differs, and for its ViT L_patch, as said above.
 The headline again, by another reader
 on seeds 5000 to 5007: +.001 [-.002, +.005] at 97.5 %, no gain and equivalent, where the published
-seeds have some gain, equivalent too.
-A registered follow-up without dropout, where false
-negatives do more harm, has some gain, +.008 [+.003, +.012].
+seeds have some gain, equivalent too. A registered follow-up without dropout, where false negatives
+do more harm, has some gain, +.008 [+.003, +.012].
 """
 
 from collections.abc import Mapping
