@@ -53,10 +53,9 @@ width of 300. Kept: y's noise has unit variance, and exp(t / 2) scales the mean
 (model/Tool_model.py:361). Left out: the iterative variant and names of entities. Their network
 ran beside this one, twice, on equal tensors (float64, no dropout or noise, all entities in the
 batch, 20 d in both, v alike): loss and gradient agree to 1e-14 (less 4 log 2 in `imagine`).
-Reconstructed: all but the abstract is from the code. An independent reader ran the headline on
-seeds from 5000 on: some gain as before, +.031 [+.018, +.045] in hit@1; there zeros for what is
-imagined are as good, +.001 [-.008, +.010]. With one picture in twenty a registered follow-up has
-imagined ones .006 above zeros in their place, and with others' pictures the same.
+Reconstructed: all but the abstract is from the code. On seeds from 5000 on an independent reader
+has some gain as before, +.031 [+.018, +.045] in hit@1; there zeros for what is imagined do as
+well. With one picture in twenty (a follow-up) they are .006 behind, with others' pictures too.
 """
 
 from collections.abc import Iterable
