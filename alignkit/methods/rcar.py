@@ -1,0 +1,249 @@
+"""RCAR: what a region and a word agree on decides where to look next, and which words count.
+
+Draft card; see below.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from alignkit.data import Pairs, Tokens
+from alignkit.parts import Method, Settings, WordPieces, positives_of, triplet_loss, unit
+from alignkit.parts.text import MASK, SPECIAL
+from alignkit.parts.tokens import clean
+
+KINDS = ("rcr", "rar", "rcar")
+
+
+@dataclass(frozen=True)
+class RcarSettings(Settings):
+    """towers: pictures as a column of `Tokens`, then texts. regulator: 'rcr' (where to look),
+    'rar' (what counts) or 'rcar' (both), in so many steps; 'rcr' with 0 steps is SCAN with
+    the mean, 'rar' with 0 the mean of the alignment vectors and a learned head. asks: the
+    side whose tokens look at the other's. lam: λ₀; width d, alignment: width of r, words: of
+    the word vectors. margin of the hinge; summed: the share of the steps in which it is
+    summed over all wrong answers, before the hardest alone; dropout, altered: the share of
+    words that are masked, replaced or left out in training; vocabulary and longest caption
+    in pieces; chunk: asking rows whose scores are made at a time."""
+
+    towers: Mapping[str, str] = field(
+        default_factory=lambda: {"image": "image_regions", "text": "text"})
+    regulator: str = "rcar"
+    steps: int = 2
+    asks: str = "text"
+    lam: float = 10.0
+    width: int = 64
+    alignment: int = 32
+    words: int = 64
+    margin: float = 0.2
+    summed: float = 0.3
+    dropout: float = 0.4
+    altered: float = 0.2
+    vocabulary: int = 400
+    longest: int = 24
+    chunk: int = 32
+
+    def __post_init__(self):
+        least = int(self.regulator == "rcar")
+        if self.regulator not in KINDS or self.steps < least or self.asks not in self.towers:
+            raise ValueError(
+                f"regulator must be of {KINDS}, steps at least {least} and asks of "
+                f"{[*self.towers]}, got {self.regulator!r}, {self.steps} and {self.asks!r}")
+
+
+class Read(NamedTuple):
+    """What is found between b rows that are asked and a rows that ask, of i tokens each:
+    the scores [b, a]; by step the attention [b, a, i, j], the λ and m with which it was made
+    (λ₀ and 1, later [b, a, i, 1] and [b, a, i, d]), and by module of RAR the weights
+    [b, a, i] of the asking tokens."""
+
+    scores: Tensor
+    attention: list[Tensor]
+    lam: list[Tensor]
+    m: list[Tensor]
+    counted: list[Tensor]
+
+
+def attention(query: Tokens, context: Tokens, m: Tensor, lam: Tensor) -> Tensor:
+    """w [b, a, i, j]: how much token i of asking row a looks at token j of row b.
+
+    Its products with them, LeakyReLU, divided by their length over the asking tokens i, times
+    λ, softmax over j. m [d] or [b, a, i, d] weighs the channels of the asking tokens.
+    """
+    (q, real), (c, seen) = query, context
+    asked = (q * m).expand(len(c), *q.shape).flatten(1, 2)
+    products = F.leaky_relu(torch.bmm(asked, c.mT), 0.1).unflatten(1, q.shape[:2])
+    lengths = F.normalize(products.masked_fill(~real[:, :, None], 0), dim=2)
+    return (lengths * lam).masked_fill(~seen[:, None, None], -torch.inf).softmax(3)
+
+
+def gathered(weights: Tensor, context: Tokens) -> Tensor:
+    """Unit rows [b, a, i, d]: the context tokens as each asking token attends to them."""
+    found = torch.bmm(weights.flatten(1, 2), context.values.to(weights))
+    return unit(found.unflatten(1, weights.shape[1:3]))
+
+
+def mean_of(values: Tensor, real: Tensor) -> Tensor:
+    """The mean over the real asking tokens: [b, a, i, …] with real [a, i] -> [b, a, …]."""
+    share = real.to(values)[:, :, None]
+    return (values * share).sum(2) / share.sum(1)
+
+
+class _Alignment(nn.Module):
+    """r = unit(W (q − c)² + b)."""
+
+    def __init__(self, d: int, s: int):
+        super().__init__()
+        self.map = nn.Linear(d, s)
+
+    def forward(self, q: Tensor, c: Tensor) -> Tensor:
+        return unit(self.map((q - c).square()))
+
+
+class _Correspondence(nn.Module):
+    """RCR: the next m and λ of each asking token from its alignment vector."""
+
+    def __init__(self, d: int, s: int):
+        super().__init__()
+        self.m = nn.Sequential(nn.Linear(s, 2 * s), nn.Tanh(), nn.Linear(2 * s, d))
+        self.lam = nn.Sequential(nn.Linear(s, s // 2), nn.Tanh(), nn.Linear(s // 2, 1))
+
+    def forward(self, r: Tensor, m: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
+        return (self.m(r).tanh() + m).clamp(-1, 1), (self.lam(r) + lam).relu()
+
+
+class _Aggregation(nn.Module):
+    """RAR: the alignment vectors weighed by how they go with their own pool g."""
+
+    def __init__(self, s: int, dropout: float):
+        super().__init__()
+        self.k, self.q = (nn.Sequential(nn.Linear(s, s), nn.Tanh(), nn.Dropout(dropout))
+                          for _ in range(2))
+        self.weigh = nn.Linear(s, 1)
+
+    def forward(self, r: Tensor, g: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """(the next g [b, a, s], weights [b, a, i])."""
+        logits = self.weigh(self.k(r) * self.q(g)[:, :, None])[..., 0]
+        weights = logits.masked_fill(~real, -torch.inf).softmax(2)
+        return unit((weights[..., None] * r).sum(2)), weights
+
+
+class Rcar(Method):
+    """Columns: tokens of pictures (`image_regions`) and `text`."""
+
+    settings: RcarSettings
+
+    def build(self, settings: RcarSettings, pairs: Pairs) -> None:
+        s, d = settings, settings.width
+        self.image, self.text = s.towers
+        self.pieces = WordPieces.train(pairs[s.towers[self.text]], s.vocabulary)
+        self.embedding = nn.Embedding(len(self.pieces), s.words)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        self.dropout = nn.Dropout(s.dropout)
+        self.rnn = nn.GRU(s.words, d, batch_first=True, bidirectional=True)
+        seen = pairs[s.towers[self.image]].values.shape[2]
+        self.regions = nn.Linear(seen, d)
+        self.beside = nn.Sequential(nn.Linear(seen, d // 2), nn.BatchNorm1d(d // 2),
+                                    nn.ReLU(), nn.Linear(d // 2, d))
+        aligned = 1 if s.regulator == "rar" else s.steps
+        looks = {"rar": 0, "rcr": s.steps, "rcar": s.steps - 1}[s.regulator]
+        pools = 0 if s.regulator == "rcr" else s.steps
+        self.similarity = nn.ModuleDict({
+            "alignments": nn.ModuleList(_Alignment(d, s.alignment) for _ in range(aligned)),
+            "looks": nn.ModuleList(_Correspondence(d, s.alignment) for _ in range(looks)),
+            "pools": nn.ModuleList(_Aggregation(s.alignment, s.dropout)
+                                   for _ in range(pools))})
+        if s.regulator != "rcr":
+            self.similarity["judge"] = nn.Linear(s.alignment, 1)
+        for layer in (self.regions, *self.similarity.modules()):
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def collate(self, rows: Pairs, generator: torch.Generator) -> dict:
+        """Regions, and the ids of the words, in training some of them altered."""
+        s = self.settings
+        ids = self.pieces(rows[s.towers[self.text]], s.longest)
+        if self.training:
+            ids = altered(ids, len(self.pieces), generator, s.altered)
+        return {"image": rows[s.towers[self.image]], "text_ids": ids, "item": rows.item}
+
+    def encode(self, batch: dict) -> dict[str, dict[str, Tensor]]:
+        """Unit tokens by modality, `regions` or `words` [n, t, width], then `mask`."""
+        found = {}
+        if "image" in batch:
+            values, mask = batch["image"]
+            rows = self.regions(values[mask])
+            rows = rows + self.beside(values[mask])
+            whole = rows.new_zeros(*mask.shape, rows.shape[1])
+            whole[mask] = rows
+            found[self.image] = {"regions": unit(whole), "mask": mask}
+        if "text_ids" in batch:
+            ids, mask = batch["text_ids"]
+            words = pack_padded_sequence(self.dropout(self.embedding(ids)),
+                                         mask.sum(1).cpu(), True, enforce_sorted=False)
+            out = pad_packed_sequence(self.rnn(words)[0], True, total_length=mask.shape[1])[0]
+            found[self.text] = {"words": unit(out.unflatten(2, (2, -1)).mean(2)),
+                                "mask": mask}
+        return found
+
+    def losses(self, outputs: dict, batch: dict, progress: float) -> dict[str, Tensor]:
+        s = self.settings
+        scores = self.score(outputs[self.text], outputs[self.image])
+        return {"hinge_loss": triplet_loss(scores, s.margin, positives_of(batch["item"]),
+                                           hardest=progress >= s.summed)}
+
+    def score(self, query: dict[str, Tensor], gallery: dict[str, Tensor]) -> Tensor:
+        """Scores of every query with every row of the gallery; the side with words is known
+        by its `words`. Cosines for 'rcr', else between 0 and 1."""
+        if ("words" in query) != (self.settings.asks == self.text):
+            return self.score(gallery, query).T
+        asking, asked = Tokens(*query.values()), Tokens(*gallery.values())
+        parts = zip(asking.values.split(self.settings.chunk),
+                    asking.mask.split(self.settings.chunk))
+        return torch.cat([self.read(Tokens(*part), asked).scores for part in parts], 1).T
+
+    def read(self, query: Tokens, context: Tokens) -> Read:
+        """Every asking row (unit tokens [a, i, d]) with every row that is asked [b, j, d]."""
+        s, parts = self.settings, self.similarity
+        query, context = clean(query, "query"), clean(context, "context")
+        q, real = query
+        m, lam = q.new_ones(q.shape[2]), q.new_tensor(s.lam)
+        kept = Read(q, [], [], [], [])
+
+        def look() -> Tensor:
+            kept.attention.append(attention(query, context, m, lam))
+            kept.lam.append(lam)
+            kept.m.append(m)
+            return gathered(kept.attention[-1], context)
+
+        for t, align in enumerate(parts["alignments"]):
+            r = align(q, look())
+            g = mean_of(r, real) if t == 0 else g
+            if t < len(parts["looks"]):
+                m, lam = parts["looks"][t](r, m, lam)
+            for pool in parts["pools"] if s.regulator == "rar" else parts["pools"][t:t + 1]:
+                g, weights = pool(r, g, real)
+                kept.counted.append(weights)
+        if s.regulator == "rcr":
+            cosines = (unit(q) * look()).sum(3, keepdim=True)
+            return kept._replace(scores=mean_of(cosines, real)[..., 0])
+        return kept._replace(scores=parts["judge"](g).sigmoid()[..., 0])
+
+
+def altered(ids: Tokens, n_ids: int, generator: torch.Generator, share: float) -> Tokens:
+    """Each word of `WordPieces`' ids with probability `share` altered: five in ten masked, one
+    replaced by any piece, four left out; [CLS] and [SEP] stay."""
+    values, real = ids
+    draw, kind = torch.rand(2, *values.shape, generator=generator)
+    other = torch.randint(len(SPECIAL), n_ids, values.shape, generator=generator)
+    chosen = real & (values >= len(SPECIAL)) & (draw < share)
+    values = torch.where(chosen & (kind < 0.6), torch.where(kind < 0.5, MASK, other), values)
+    keep = real & ~(chosen & (kind >= 0.6))
+    order = keep.int().argsort(dim=1, descending=True, stable=True)
+    return Tokens((values * keep).gather(1, order), keep.gather(1, order))
