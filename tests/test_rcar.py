@@ -262,6 +262,17 @@ def test_altered_words():
     assert torch.equal(same.mask, real) and torch.equal(same.values, ids * real)
 
 
+def test_what_is_plugged_in_has_a_rate_of_its_own(pairs):
+    (only,) = made(pairs, rate=0.0).stages()
+    assert only.parameters is None and made(pairs, "rcr", 0, rate=0.1).stages()[0].parameters is None
+    method = made(pairs, rate=0.1)
+    (stage,) = method.stages()
+    old, new = stage.parameters
+    assert "lr" not in old and new["lr"] == 0.1
+    assert {*map(id, new["params"])} == {*map(id, method.similarity.parameters())}
+    assert len(old["params"]) + len(new["params"]) == len([*method.parameters()])
+
+
 @pytest.mark.parametrize("wrong", [{"regulator": "both"}, {"regulator": "rcar", "steps": 0},
                                    {"steps": -1, "regulator": "rcr"}, {"asks": "sound"}])
 def test_wrong_settings_are_refused(wrong):
@@ -294,6 +305,14 @@ def test_captions_with_fillers():
     assert lengths == {7, 8, 9, 10} and not {*NOUNS, *COLOURS} & {*claims.FILLERS}
     same = pairs["text_plain"].index(pairs["text_plain"][5])
     assert pairs.item[5] == pairs.item[same]
+
+
+def test_the_null_leaves_no_caption_its_picture(pairs):
+    moved = claims.other_pictures(Splits(pairs, pairs, pairs), 0)
+    for part in moved:
+        assert part["text"] == pairs["text"]
+        same = (part["image_regions"].values == pairs["image_regions"].values).all(2).all(1)
+        assert not same.any()
 
 
 def test_the_temperature_of_nouns_and_fillers(pairs):
