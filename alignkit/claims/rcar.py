@@ -153,6 +153,8 @@ def sharper_on_nouns(arm: Trained) -> float:
     """The mean λ of nouns less that of fillers in the last look at their own picture, in parts
     of λ₀; of captions with all their fillers."""
     method, rows = arm.method, arm.splits.test
+    if not len(method.similarity["looks"]):
+        return 0.0  # one λ for all
     rows = rows.with_columns(text=rows["text_filled"])
     out = encode_pairs(method, rows, ("text", "image"))
     ids = method.pieces(rows["text"], method.settings.longest).values
