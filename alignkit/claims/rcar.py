@@ -8,10 +8,10 @@ validate, 250 test. Figure: hit@1 among all test rows, the mean of both directio
 
 Arms, one budget and grid; what is plugged in learns at three times the rate. All go on from
 `matcher`, SCAN trained with the same seed (from nothing a learned head says nothing for
-hundreds of steps, see below): `scan` the same again; `rcr` one correction and a second look,
-the mean of cosines; `head` the mean of the alignment vectors and the learned head, RAR with no
-step; `rcar` two looks, a correction between, two poolings, the head. Officially all is trained
-together from nothing.
+hundreds of steps, see below): `scan` the same again; `head` the mean of the alignment vectors
+and the learned head, RAR with no step; `rcar` two looks, a correction between, two poolings, the
+head. Officially all is trained together from nothing. The corrections alone (RCR) are built and
+tested, but not measured: that was cut for time, before anything of it was seen.
 
 Looked at before, seed 3001, test rows, baselines alone. SCAN from nothing, 0 to 8 fillers, batch
 32: .13, .21 and .11 after 150 steps (rates .003 and .01, dropout .1; dropout .4), .50 after 300,
@@ -22,7 +22,8 @@ wider), .10 after 300, .44 after 500: so it starts from a matcher. From one of 2
 `scan` .52 (rate .003), .63 and .65 (.01; all wrong answers summed, half of the steps), `head`
 .55, .53 and .54. Of `rcar` no figure: on 24 validation captions, at four rates, the mean of λ and
 the spread over words of λ (.14, .25, .32 and .01), of m and of the poolings' weights: at three
-times the encoders' rate all three are at work.
+times the encoders' rate all three are at work. And by mistake, when the notebook was tried at
+`tiny` (four steps): λ of nouns 10.41, of fillers 10.40.
 
 Draft: nothing is published yet. Delete this line with the first published results.
 """
@@ -145,7 +146,7 @@ as_they_are, plain, filled = map(on_tests, ("text", "text_plain", "text_filled")
 def plain_and_filled(arms: Mapping[str, Trained]) -> dict[str, float]:
     """hit@1 by arm of captions with all their fillers, and without any ('… plain')."""
     return {name + end: figure(arm) for end, figure in (("", filled), (" plain", plain))
-            for name, arm in arms.items()}
+            for name, arm in arms.items() if name != "matcher"}
 
 
 @torch.no_grad()
@@ -190,7 +191,7 @@ def other_pictures(splits: Splits, seed: int) -> Splits:
 DEALT = Null("other pictures in every split", other_pictures, 0.0, 0.02)
 # What is plugged into a trained matcher begins at random numbers: three times the rate.
 GRID = tuple({"lr": lr, "settings": {"rate": round(3 * lr, 4)}}
-             for lr in (1e-3, 3e-3, 6e-3, 1.2e-2, 3e-2))
+             for lr in (2e-3, 6e-3, 1.2e-2, 3e-2))
 
 
 # Claims -------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ def _arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
                    start)
 
     return {"matcher": arm("rcr", 0, None), "scan": arm("rcr", 0), "rcar": arm("rcar", 2),
-            "head": arm("rar", 0), "rcr": arm("rcr", 1)}
+            "head": arm("rar", 0)}
 
 
 def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
@@ -236,8 +237,6 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
                   "biGRU, in the authors' tables")),
         claim("head", "head", "rcar", "It is the regulators: the same alignment vectors, "
               "averaged and judged by the same learned head, find less."),
-        claim("correspondence", "scan", "rcr", "A second look alone, with the mean of cosines as "
-              "in SCAN, finds more than one."),
     ]
     if not own:
         given += [
