@@ -9,9 +9,9 @@ from alignkit.claims.claim import Trained
 from alignkit.data import Pairs, Splits, Tokens
 from alignkit.data.scenes import COLOURS, NOUNS
 from alignkit.evaluation import evaluate_retrieval
-from alignkit.methods.rcar import Rcar, RcarSettings, altered, attention, gathered
+from alignkit.methods.rcar import Rcar, RcarSettings, attention, gathered
 from alignkit.parts import triplet_loss, unit
-from alignkit.parts.text import MASK, SPECIAL
+from alignkit.parts.text import MASK, SPECIAL, alter_words
 from alignkit.training import Budget, fit
 
 D, S = 6, 4
@@ -252,19 +252,20 @@ def test_altered_words():
     ids[:, 0], ids[:, 5] = 2, 3
     real = torch.ones_like(ids, dtype=torch.bool)
     real[:50, 4:] = False
-    new = altered(Tokens(ids, real), 40, torch.Generator().manual_seed(0), 0.5)
+    new = alter_words(Tokens(ids, real), 40, torch.Generator().manual_seed(0), 0.5)
     n = float((real & (ids >= len(SPECIAL))).sum())
     assert float((new.values == MASK).sum()) / n == pytest.approx(0.25, abs=0.02)
     assert float(real.sum() - new.mask.sum()) / n == pytest.approx(0.2, abs=0.02)
     assert (new.values[:, 0] == 2).all() and (new.values[~new.mask] == 0).all()
     assert (new.mask.int().diff(dim=1) <= 0).all()  # what stays moves to the left
-    same = altered(Tokens(ids, real), 40, torch.Generator(), 0.0)
+    same = alter_words(Tokens(ids, real), 40, torch.Generator(), 0.0)
     assert torch.equal(same.mask, real) and torch.equal(same.values, ids * real)
 
 
 def test_what_is_plugged_in_has_a_rate_of_its_own(pairs):
     (only,) = made(pairs, rate=0.0).stages()
-    assert only.parameters is None and made(pairs, "rcr", 0, rate=0.1).stages()[0].parameters is None
+    (scan,) = made(pairs, "rcr", 0, rate=0.1).stages()
+    assert only.parameters is None and scan.parameters is None  # nothing is plugged in
     method = made(pairs, rate=0.1)
     (stage,) = method.stages()
     old, new = stage.parameters

@@ -120,3 +120,18 @@ def mask_words(tokens: Tokens, n_ids: int, generator: torch.Generator,
     hidden = torch.where(kind < 0.8, MASK, torch.where(kind < 0.9, other, ids))
     return (Tokens(torch.where(chosen, hidden, ids), real),
             torch.where(chosen, ids, IGNORED))
+
+
+def alter_words(tokens: Tokens, n_ids: int, generator: torch.Generator, share: float) -> Tokens:
+    """Tokens in which each real piece that is not special is altered with probability `share`:
+    five in ten become [MASK], one a random piece, four are left out and the rest moves up
+    (RCAR's official code, after VSE∞). tokens: ids [n, t] as `WordPieces` gives them; n_ids:
+    number of ids in all; generator: the only source of chance."""
+    values, real = tokens
+    draw, kind = torch.rand(2, *values.shape, generator=generator)
+    other = torch.randint(len(SPECIAL), n_ids, values.shape, generator=generator)
+    chosen = real & (values >= len(SPECIAL)) & (draw < share)
+    values = torch.where(chosen & (kind < 0.6), torch.where(kind < 0.5, MASK, other), values)
+    keep = real & ~(chosen & (kind >= 0.6))
+    order = keep.int().argsort(dim=1, descending=True, stable=True)
+    return Tokens((values * keep).gather(1, order), keep.gather(1, order))
