@@ -125,7 +125,7 @@ def mask_words(tokens: Tokens, n_ids: int, generator: torch.Generator,
 def alter_words(tokens: Tokens, n_ids: int, generator: torch.Generator, share: float) -> Tokens:
     """Tokens in which each real piece that is not special is altered with probability `share`:
     five in ten become [MASK], one a random piece, four are left out and the rest moves up
-    (RCAR's official code, after VSE∞). tokens: ids [n, t] as `WordPieces` gives them; n_ids:
+    (as in the code of Diao et al. 2023). tokens: ids [n, t] as `WordPieces` gives them; n_ids:
     number of ids in all; generator: the only source of chance."""
     values, real = tokens
     draw, kind = torch.rand(2, *values.shape, generator=generator)
