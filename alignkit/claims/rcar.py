@@ -3,15 +3,16 @@ same matcher without, what of it is the learned head's, and what fillers and tem
 
 Corpus: composed scenes; the plates are the regions, seen by a frozen encoder. A caption says
 "dog on blue and bell on red" of the first two things, with none to six fillers at random places,
-words that say nothing. Each seed draws its splits of a fixed pool: 600 scenes train, 150
-validate, 250 test. Figure: hit@1 among all test rows, the mean of both directions.
+words that say nothing. Each seed draws its splits of a fixed pool: 650 scenes train, 150
+validate, 200 test. Figure: hit@1 among all test rows, the mean of both directions.
 
-Arms, one budget and grid; what is plugged in learns at three times the rate. All go on from
+Arms, one budget; what is plugged in learns at three times the rate. All go on from
 `matcher`, SCAN trained with the same seed (from nothing a learned head says nothing for
 hundreds of steps, see below): `scan` the same again; `head` the mean of the alignment vectors
 and the learned head, RAR with no step; `rcar` two looks, a correction between, two poolings, the
 head. Officially all is trained together from nothing. The corrections alone (RCR) are built and
-tested, but not measured: that was cut for time, before anything of it was seen.
+tested, but not measured, and no arm is tuned: both were cut for time, before anything of a
+method arm was seen. The rate is the baselines' best of those below, which favours them if any.
 
 Looked at before, seed 3001, test rows, baselines alone. SCAN from nothing, 0 to 8 fillers, batch
 32: .13, .21 and .11 after 150 steps (rates .003 and .01, dropout .1; dropout .4), .50 after 300,
@@ -61,11 +62,11 @@ class Scale:
     fillers: int = 6
     encoder: str = "image:efficientnet-lite0"
     layer: int = 5
-    parts: tuple[float, float, float] = (0.6, 0.15, 0.25)
+    parts: tuple[float, float, float] = (0.65, 0.15, 0.2)
     shape: RcarSettings = RcarSettings(width=32, alignment=16, words=64, summed=0.5,
-                                       dropout=0.0, altered=0.0)
+                                       dropout=0.0, altered=0.0, rate=0.03)
     before: int = 200
-    budget: Budget = Budget(steps=150, batch_size=16, weight_decay=0.01, clip=2.0)
+    budget: Budget = Budget(steps=120, batch_size=16, lr=0.01, weight_decay=0.01, clip=2.0)
 
 
 SCALES = {
@@ -76,12 +77,12 @@ SCALES = {
     "small": Scale(),
     # One 16 GB GPU; bring photographs with captions (`--pairs`), some thousand.
     "gpu": Scale(encoder="timm:convnext_base.fb_in22k_ft_in1k", layer=-1, shape=RcarSettings(
-        width=256, alignment=64, words=300, vocabulary=8000, longest=32, summed=0.1),
-        before=3000, budget=replace(Scale.budget, steps=3000, batch_size=64)),
+        width=256, alignment=64, words=300, vocabulary=8000, longest=32, summed=0.1, rate=3e-3),
+        before=3000, budget=replace(Scale.budget, steps=3000, batch_size=64, lr=1e-3)),
     # The paper's widths, batch, rate and 40 epochs of Flickr30K; its regions are a detector's.
     "full": Scale(encoder="timm:resnet101", layer=-1, shape=RcarSettings(
         width=1024, alignment=256, words=300, vocabulary=10_000, longest=64, summed=0.075),
-        before=45_000, budget=replace(Scale.budget, steps=45_000, batch_size=128)),
+        before=45_000, budget=replace(Scale.budget, steps=45_000, batch_size=128, lr=5e-4)),
 }
 
 
@@ -189,9 +190,6 @@ def other_pictures(splits: Splits, seed: int) -> Splits:
 
 
 DEALT = Null("other pictures in every split", other_pictures, 0.0, 0.02)
-# What is plugged into a trained matcher begins at random numbers: three times the rate.
-GRID = tuple({"lr": lr, "settings": {"rate": round(3 * lr, 4)}}
-             for lr in (2e-3, 6e-3, 1.2e-2, 3e-2))
 
 
 # Claims -------------------------------------------------------------------------------
@@ -204,8 +202,7 @@ def _arms(pairs: Pairs, s: Scale) -> dict[str, Arm]:
 
     def arm(regulator: str, steps: int, start: str | None = "matcher") -> Arm:
         made = replace(s.shape, regulator=regulator, steps=steps)
-        return Arm(splits, lambda parts, **point: Rcar(replace(made, **point), parts.train),
-                   start)
+        return Arm(splits, lambda parts: Rcar(made, parts.train), start)
 
     return {"matcher": arm("rcr", 0, None), "scan": arm("rcr", 0), "rcar": arm("rcar", 2),
             "head": arm("rar", 0)}
@@ -225,7 +222,7 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
             budgets={"matcher": {"steps": s.before}},
             measure=by_arm(as_they_are), budget=s.budget, choose_by="hit@1",
             validate=lambda method, splits: {"hit@1": found(method, splits.val)},
-            grid=GRID, null=DEALT, condition=room,
+            null=DEALT, condition=room,
             margin=0.03, margin_why="three in a hundred; each pair of picture and caption costs "
             "several times as much"), **rest})
 
