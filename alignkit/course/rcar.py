@@ -184,11 +184,11 @@ def _tables(generator: torch.Generator) -> tuple:
     """Every case once, then some at random."""
     n = random_size(generator, 9, 13)
     whole, own = ((0.16 * torch.rand(n, 1, generator=generator) - 0.04)
-                  + torch.tensor([-0.03, 0.03]) for _ in range(2))
-    whole[:6] = torch.tensor([[0.05, 0.11], [0.05, 0.11], [0.01, 0.07], [-0.02, 0.04],
-                              [0.05, 0.11], [0.04, 0.1]])
-    own[:6] = torch.tensor([[0.04, 0.1], [-0.01, 0.05], [0.04, 0.1], [0.05, 0.11],
-                            [0.01, 0.07], [-0.09, -0.03]])
+                  + torch.tensor([-0.02, 0.02]) for _ in range(2))
+    whole[:7] = torch.tensor([[0.05, 0.09], [0.05, 0.09], [0.005, 0.045], [-0.02, 0.02],
+                              [0.05, 0.09], [0.04, 0.08], [0.02, 0.06]])
+    own[:7] = torch.tensor([[0.04, 0.08], [-0.01, 0.03], [0.04, 0.08], [0.05, 0.09],
+                            [0.02, 0.06], [-0.09, -0.05], [0.04, 0.08]])
     return whole, own, 0.03
 
 
@@ -205,8 +205,8 @@ judged = Exercise(
             "theirs: the second interval must lie above the margin too.",
         ),
         "control alone": Mistake(
-            lambda whole, own, margin: (whole[:, 0] > margin) * 1.0 + (own[:, 0] > margin) * (
-                2.0 - (whole[:, 0] > margin)),
+            lambda whole, own, margin: torch.where(own[:, 0] > margin, 2.0,
+                                                   (whole[:, 0] > margin).float()),
             "give 2 where the method beats the one with its head, and not what was there before: "
             "then that head may have harmed. Without a gain over the old baseline it is 0.",
         ),
