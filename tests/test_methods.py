@@ -283,7 +283,7 @@ def kind_and_settings(arm, splits) -> tuple:
     """(class, settings) of an arm's method; on the meta device, where nothing is drawn,
     unless the arm chooses from the data: that needs numbers."""
     try:
-        with warnings.catch_warnings(action="ignore"), torch.device("meta"):
+        with warnings.catch_warnings(action="ignore"), torch.device("meta"), Undrawn():
             made = arm.build(splits)  # shipped weights that it loads warn
     except (RuntimeError, TypeError):
         made = arm.build(splits)
@@ -291,8 +291,9 @@ def kind_and_settings(arm, splits) -> tuple:
 
 
 class Undrawn(TorchFunctionMode):
-    """No initial weight is drawn: that takes seconds where there are millions. (While it
-    builds, transformers has functions of its own in the place of torch's.)"""
+    """No initial weight is drawn: that takes seconds where there are millions, and on the meta
+    device half of the time. (While it builds, transformers has functions of its own in the
+    place of torch's.)"""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         drawn = torch.Tensor.uniform_, torch.Tensor.normal_
@@ -320,7 +321,7 @@ def test_it_is_built_on_the_meta_device_at_full_width(case):
     arm = kinds[case.arm.split("@")[0]]
     splits = arm.data(TUNING_SEEDS[0])
     kind, settings = kind_and_settings(arm, splits)
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         there = kind(settings, splits.train)
     assert all(v.is_meta for v in there.state_dict().values())
     weights, gradients, trainable = memory_of(there)
