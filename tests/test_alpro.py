@@ -9,6 +9,7 @@ import torch
 
 from alignkit.claims import Runs
 from alignkit.claims import alpro as claims_file
+from alignkit.claims import Runs
 from alignkit.data import Pairs, Tokens
 
 
@@ -220,3 +221,110 @@ def test_scores_are_those_of_every_two_read_together():
             one(batch["image_tokens"], 2))
         no, yes = method.match_head(method.fuse(words, patches)[:, 0])[0]
         torch.testing.assert_close(scores[j, 2], yes - no)
+
+
+# The claims on composed pictures ------------------------------------------------------
+@pytest.fixture(scope="module")
+def tiny() -> Pairs:
+    return claims_file.data("tiny")
+
+
+def test_a_start_is_the_picture_tower_of_a_seed_and_the_text_tower_of_the_next(tiny):
+    arm = claims_file._arms(tiny, claims_file.SCALES["tiny"])["alpro"]
+    splits = arm.data(claims_file.FIRST + 7)
+    method, start = arm.build(splits), claims_file.started(claims_file.FIRST + 7)
+    own = method.state_dict()
+    assert all(own[name].shape == x.shape for name, x in start.items())
+    picture, text = load_two_towers(7), load_two_towers(0)
+    assert torch.equal(start["class_token"], picture.class_token)
+    assert torch.equal(start["words.ids.weight"], text.word_table.weight)
+    assert not any(name.startswith(("image_head", "text_head", "fusion")) for name in start)
+    method.load_state_dict({**own, **start})
+    batch = method.collate(splits.test, torch.Generator().manual_seed(0))
+    said = text.text_encoder(Tokens(
+        text.word_table(batch["text_ids"].values) + text.text_places[
+            :batch["text_ids"].values.shape[1]], batch["text_ids"].mask)).values
+    torch.testing.assert_close(method.encode(batch)["text"]["words"], said, atol=1e-5, rtol=0)
+    assert next(method.prompter.parameters()).equal(next(load_two_towers(7, 1.0).parameters()))
+
+
+def test_four_patches_of_the_stem_become_one_at_its_place(tiny):
+    rows = tiny.select(range(3))
+    found = claims_file.with_patches(rows, 2)["image_tokens"].values.view(3, 4, 4, 4, 64)
+    fine = load_two_towers(2).patches(rows["image_pixels"].float() / 255).view(3, 8, 8, 64)
+    for y in range(4):
+        for x in range(4):
+            for k in range(4):
+                torch.testing.assert_close(found[:, y, x, k],
+                                           fine[:, 2 * y + k // 2, 2 * x + k % 2])
+
+
+def test_the_null_turns_captions_in_training_and_the_prompters_pictures_everywhere(tiny):
+    splits = claims_file._arms(tiny, claims_file.SCALES["tiny"])["alpro"].data(100)
+    turned = claims_file.dealt_anew(splits, 3)
+    for a, b, told in zip(splits, turned, (False, False, True)):
+        same = [x == y for x, y in zip(a["text"], b["text"])]
+        assert all(same) if told else not any(same)
+        assert torch.equal(a["image_tokens"].values, b["image_tokens"].values)
+        assert not (a["image_pixels"] == b["image_pixels"]).flatten(1).all(1).any()
+        assert torch.equal(a["nouns"], b["nouns"])
+
+
+def test_a_crop_shows_the_plate_of_which_it_has_most_and_corners_are_whole(tiny):
+    arm = claims_file._arms(tiny, claims_file.SCALES["tiny"])["alpro"]
+    rows = arm.data(100).test
+    method = arm.build(arm.data(100)).eval()
+    crops = claims_file.crops_named(method, rows)
+    for i in range(len(rows)):
+        top, left, height, width = (crops["boxes"][i] / 4).tolist()
+        most, noun = 0.0, -1
+        for corner in range(4):
+            x0, y0, x1, y1 = rows["boxes"][i, corner].tolist()
+            part = max(0, min(x1, left + width) - max(x0, left)) * max(
+                0, min(y1, top + height) - max(y0, top))
+            if part > most:
+                most, noun = part, int(rows["nouns"][i, corner])
+        assert noun == crops["shown"][i]
+    z, noun = claims_file.unnamed_corners(method, rows)
+    assert len(z) == len(noun) == int((rows["nouns"] >= 0).sum()) - len(rows)
+    assert (noun >= 0).all()
+
+
+def test_every_claim_on_composed_pictures_can_be_measured(tiny):
+    found = claims_file.claims(tiny, "tiny")
+    runs = Runs(found)
+    for claim in found:
+        for null in (False, True):
+            assert all(0 <= x <= 1 for x in runs.figures(claim, 100, null).values())
+    base = runs.trained(found[0], 100)["fused"]
+    assert all(0 <= c.measure(base) <= 1 for claim in found for c in claim.conditions)
+
+
+def test_each_item_asks_once_and_both_ways_count(tiny):
+    splits = claims_file._arms(tiny, claims_file.SCALES["tiny"])["fused"].data(100)
+    rows = claims_file.asking(splits.test)
+    assert len(rows) == len(rows.item.unique()) == 8
+
+    class Known(torch.nn.Module):  # scores that are right for all texts, and for one picture
+        def score(self, query, gallery):
+            return torch.eye(8) + 10 * (torch.arange(8) == 3)[:, None]
+
+        def eval(self):
+            return self
+
+        def collate(self, rows, generator):
+            return {"text_ids": 0, "image_tokens": 0}
+
+        def encode(self, batch):
+            z = torch.zeros(8, 1)
+            return {"image": z, "text": z}
+
+        def parameters(self, recurse=True):
+            return iter([torch.zeros(1)])
+
+    assert claims_file.found(Known(), splits.test)["hit@1"] == pytest.approx((1 + 1 / 8) / 2)
+
+
+def test_the_words_that_stand_for_entities_are_the_frequent_ones():
+    said = ["A dog on a beach", "the dogs bark", "a beach, a boat", "boat on a beach"]
+    assert claims_file.frequent(said, 2) == ("beach", "boat")
