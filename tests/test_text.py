@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from alignkit.data import Tokens
 from alignkit.parts import WordPieces, mask_words
-from alignkit.parts.text import END, IGNORED, MASK, PAD, SPECIAL, START, UNKNOWN
+from alignkit.parts.text import END, IGNORED, MASK, PAD, SPECIAL, START, UNKNOWN, frequent_words
 
 QUICK = settings(max_examples=25, deadline=None, derandomize=True)
 TEXTS = [f"a {colour} {thing} near the {other}" for colour in ("red", "green", "blue")
@@ -85,3 +85,9 @@ def test_masking_is_80_10_10_of_15_percent():
     assert abs((found == 7).double().mean() - 0.1) < 0.02
     other = found[(found != MASK) & (found != 7)]
     assert len(other.unique()) > 300 and other.min() >= len(SPECIAL)
+
+
+def test_frequent_words_are_of_letters_alone_and_not_short():
+    said = ["A dog on a beach", "the dogs bark", "a Beach, a boat", "boat on a beach"]
+    assert frequent_words(said, 2) == ["beach", "boat"]
+    assert frequent_words(said, 9, shortest=1)[0] == "a"

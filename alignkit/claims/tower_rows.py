@@ -61,3 +61,16 @@ def with_frames(pairs: Pairs, towers: TwoTowers, n: int) -> Pairs:
         rows.append(towers.image(pixels_of([film[i] for i in places]).float() / 255))
     values = torch.stack(rows)
     return pairs.with_features(video_tokens=Tokens(values, torch.ones(values.shape[:2]) > 0))
+
+
+@torch.no_grad()
+def with_patches(pairs: Pairs, k: int) -> Pairs:
+    """With `image_tokens`, what the stem of picture tower `k` makes of each patch of
+    `image_pixels` (bytes). In a picture m times as large as it knows, m × m neighbours are put
+    into one, so that there are as many as it knows."""
+    towers, pixels = load_two_towers(k), pairs["image_pixels"]
+    side = towers.settings.size // towers.settings.patch
+    fine = torch.cat([towers.patches(x.float() / 255) for x in pixels.split(128)])
+    fold, (n, _, width) = pixels.shape[-1] // towers.settings.size, fine.shape
+    values = fine.view(n, side, fold, side, fold, width).transpose(2, 3).reshape(n, side**2, -1)
+    return pairs.with_features(image_tokens=Tokens(values, torch.ones(n, side**2) > 0))

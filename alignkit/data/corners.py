@@ -16,7 +16,9 @@ from alignkit.data.columns import BY_PROVENANCE, Lazy, digest
 from alignkit.data.corpora import choose
 from alignkit.data.emoji import sources_hash
 from alignkit.data.fetch import asset
-from alignkit.data.objects import CANVAS, Placed, draw_objects, plate_caption
+from alignkit.data.objects import (
+    CANVAS, Placed, by_caption, draw_objects, plate_caption,
+)  # fmt: skip
 from alignkit.data.pairs import Pairs, Provenance
 from alignkit.data.scenes import COLOURS, NOUNS, PASTELS, SHAPES
 
@@ -45,7 +47,6 @@ def corners(each: int = 24, *, nouns: Sequence[str] = tuple(NOUNS), corpus_seed:
     names = {"noun": list(NOUNS), "colour": list(COLOURS), "shape": list(SHAPES)}
     first = [placed[0] for _, placed in made]
     texts = [plate_caption(t.colour, t.shape, t.noun) for t in first]
-    item = [sorted(set(texts)).index(text) for text in texts]
     there, boxes = torch.full((len(made), 4), -1), torch.zeros(len(made), 4, 4)
     for row, (_, placed) in enumerate(made):
         for t in placed:
@@ -59,16 +60,15 @@ def corners(each: int = 24, *, nouns: Sequence[str] = tuple(NOUNS), corpus_seed:
         ["openmoji"], f"{RECIPE} {each} {corpus_seed} {size}").encode())
     labels = {name: torch.tensor([known.index(getattr(t, name)) for t in first])
               for name, known in names.items()}
-    return Pairs.make(
+    return by_caption(Pairs.make(
         {"image": image, "text": texts},
         ids=[f"corners {corpus_seed} {row}" for row in range(len(made))],
-        item=item, group=item,
         labels=labels | {"corner": torch.tensor([*map(_corner, first)])},
         label_names=names | {"corner": ["top left", "top right", "bottom left", "bottom right"]},
         provenance=Provenance("corners", "composed", "CC BY-SA 4.0 (drawings: OpenMoji)",
                               "OpenMoji 17.0.0, placed by alignkit", RECIPE,
                               hash_.hexdigest()),
-    ).with_features(nouns=there, boxes=boxes)  # fmt: skip
+    )).with_features(nouns=there, boxes=boxes)  # fmt: skip
 
 
 def _corner(thing: Placed) -> int:

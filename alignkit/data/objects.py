@@ -9,6 +9,7 @@ import hashlib
 import io
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -76,6 +77,13 @@ def objects(each: int = 20, *, nouns: Sequence[str] = tuple(NOUNS), corpus_seed:
                               "OpenMoji 17.0.0, placed by alignkit", RECIPE,
                               hash_.hexdigest()),
     )  # fmt: skip
+
+
+def by_caption(pairs: Pairs) -> Pairs:
+    """The same rows, of which those with one caption are one item and stay together."""
+    known = sorted(set(pairs["text"]))
+    item = torch.tensor([known.index(text) for text in pairs["text"]])
+    return replace(pairs, item=item, group=item)
 
 
 def short_caption(noun: str) -> str:

@@ -33,6 +33,10 @@ class ClipTowers(nn.Module):
 
         return cls(CLIPModel.from_pretrained(name), AutoTokenizer.from_pretrained(name))
 
+    def temperature(self) -> Tensor:
+        """The factor on cosines, 1 / temperature, as `TwoTowers.temperature()` gives it."""
+        return self.model.logit_scale.exp()
+
     def tokens(self, texts: list[str]) -> Tokens:
         """Ids [n, t] and which are real."""
         found = self.tokenizer(list(texts), padding=True, truncation=True,

@@ -35,14 +35,15 @@ of width 768). The temperature is learned as its logarithm and kept above 0.01 (
 A sure label has max q ≥ threshold, as in the paper; the code compares the number of the entity
 (:527), so that it drops crops of entity 0 alone (`kept(…, official=True)`). Where no label is
 sure the loss is 0 (0 / 0 there, :230). Crops are made as large as a picture (they stay in
-place among zeros, dataset_pretrain_sparse.py:297-303; `in_place`), area is rounded down to whole
-patches, of which a picture has 4 × 4 (14 × 14). The prompter is the shipped towers, or CLIP
+place among zeros, dataset_pretrain_sparse.py:301-303; `in_place`); a picture has 4 × 4 patches
+(14 × 14), of which crops have two or more a side here. The prompter is the shipped towers, or CLIP
 (trained first by vtc_loss on the same pairs). Scores are differences of logits (probabilities
 rounded to four decimals, run_video_retrieval.py:690). In several processes wrong pairs
 are of the own batch, as there, where the place of the right pair is told by the rank on its
 machine (:121), right on one machine alone; contrastive rows are not gathered.
 Reconstructed: without vtc_loss the code would draw wrong pairs by a similarity that nothing
-trains; the arm without it draws them evenly here.
+trains; the arm without it draws them evenly here. Soft labels, pem_loss and its gradients,
+vtm_loss for given wrong pairs, and crops in place are the official code's on the same tensors.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,11 +56,11 @@ from torch.nn import functional as F
 from alignkit.data import Pairs, Tokens
 from alignkit.parts import Method, Stage, Temperature, info_nce, positives_of, unit
 from alignkit.parts.attention import TokenEmbedding, TransformerEncoder
+from alignkit.parts.crops import boxes_at, cropped, inside
 from alignkit.parts.fusion import hard_negatives
 from alignkit.parts.fusion_tasks import cross_entropy
 from alignkit.parts.losses import logits_of
 from alignkit.parts.text import WordPieces, mask_words
-from alignkit.parts.tokens import clean
 
 
 @dataclass(frozen=True)
@@ -108,45 +109,6 @@ def prompts_of(towers: nn.Module, entities: Sequence[str], templates: Sequence[s
     return torch.stack(rows).mean(0)
 
 
-def boxes_at(n: int, side: int, generator: torch.Generator,
-             area: tuple[float, float] = (0.3, 0.5),
-             aspect: tuple[float, float] = (0.3, 1 / 0.3)) -> Tensor:
-    """Random crops [n, 4] of a grid of side × side patches: top, left, height, width. Area
-    and aspect are drawn, rounded down to whole patches, and drawn again where they stick out."""
-    found, left = torch.zeros(n, 4, dtype=torch.long), torch.arange(n)
-    while len(left):
-        part, by = (low + (high - low) * torch.rand(len(left), generator=generator)
-                    for low, high in (area, aspect))
-        size = (side * torch.stack([part * by, part / by], 1).sqrt()).long()
-        corner = torch.randint(side, (len(left), 2), generator=generator)
-        found[left] = torch.cat([corner, size], 1)
-        left = left[(corner + size > side).any(1) | (size < 1).any(1)]
-    return found
-
-
-def inside(boxes: Tensor, side: int) -> Tensor:
-    """Bool [n, side · side]: which patches, row by row, lie in the boxes."""
-    at = torch.arange(side, device=boxes.device)
-    rows, columns = ((at >= boxes[:, [k]]) & (at < boxes[:, [k]] + boxes[:, [k + 2]])
-                     for k in (0, 1))
-    return (rows[:, :, None] & columns[:, None]).flatten(1)
-
-
-def cropped(pixels: Tensor, boxes: Tensor, side: int, in_place: bool = False,
-            size: int | None = None) -> Tensor:
-    """Of pixels [n, 3, s, s] the boxes alone, as pictures of `size` (None: s): stretched to it,
-    or `in_place` among zeros, as the paper has them."""
-    size = size or pixels.shape[-1]
-    if in_place:
-        seen = inside(boxes, side).view(-1, 1, side, side).to(pixels)
-        cut = (pixels * F.interpolate(seen, pixels.shape[2:])).split(1)
-    else:
-        patch = pixels.shape[-1] // side
-        cut = [x[None, :, t:t + h, a:a + w] for x, (t, a, h, w) in
-               zip(pixels, (boxes * patch).tolist(), strict=True)]
-    return torch.cat([F.interpolate(x, (size, size), mode="bilinear") for x in cut])
-
-
 def kept(labels: Tensor, threshold: float, official: bool = False) -> Tensor:
     """Which soft labels [n, M] are sure enough: their largest is at least the threshold.
     official: as the code has it, where the number of the entity is compared, so that
@@ -189,9 +151,10 @@ class Alpro(Method):
                 part.requires_grad_(False)
         if s.prompter:
             self.prompter = s.prompter().requires_grad_(False).eval()
+            size = s.prompter_size or pairs["image_pixels"].shape[-1]
             with torch.no_grad():
-                rows = self.prompter.text(self.prompter.tokens([""])).shape[1]
-            self.register_buffer("prompts", torch.zeros(len(s.entities), rows))
+                shared = self.prompter.image(torch.zeros(1, 3, size, size)).shape[1]
+            self.register_buffer("prompts", torch.zeros(len(s.entities), shared))
             self.entity_head = nn.Sequential(nn.Linear(w, 2 * w), nn.ReLU(),
                                              nn.Linear(2 * w, len(s.entities)))
 
@@ -268,7 +231,7 @@ class Alpro(Method):
         masked, rows = self.read(batch["text_masked"]), torch.arange(n, device=picture.device)
         fused = self.fuse(  # right, wrong picture, wrong words, masked words
             Tokens(*(torch.cat([x, x, x[caption], m]) for x, m in zip(words, masked))),
-            _rows(patches, torch.cat([rows, picture, rows, rows])))
+            Tokens(*(x[torch.cat([rows, picture, rows, rows])] for x in patches)))
         right = (torch.arange(3 * n, device=rows.device) < n).long()
         t = words.mask.shape[1]
         losses = {"vtm_loss": F.cross_entropy(self.match_head(fused[:3 * n, 0]), right),
@@ -315,7 +278,3 @@ def mean_of(tokens: Tensor, chosen: Tensor) -> Tensor:
     """Mean [n, d] of the chosen (bool [n, k]) of tokens [n, k, d]."""
     part = chosen.to(tokens)
     return (tokens * part[:, :, None]).sum(1) / part.sum(1, keepdim=True)
-
-
-def _rows(tokens: Tokens, rows: Tensor) -> Tokens:
-    return Tokens(tokens.values[rows], tokens.mask[rows])

@@ -1,5 +1,7 @@
 """A word-piece tokenizer trained on a corpus, and masking for language models."""
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -135,3 +137,11 @@ def alter_words(tokens: Tokens, n_ids: int, generator: torch.Generator, share: f
     keep = real & ~(chosen & (kind >= 0.6))
     order = keep.int().argsort(dim=1, descending=True, stable=True)
     return Tokens((values * keep).gather(1, order), keep.gather(1, order))
+
+
+def frequent_words(texts: Sequence[str], most: int, shortest: int = 4) -> list[str]:
+    """The words of a to z that occur most often, of `shortest` letters or more, at most so
+    many; of equally frequent ones the one that comes first."""
+    found = Counter(word for text in texts for word in re.findall("[a-z]+", text.lower())
+                    if len(word) >= shortest)
+    return [word for word, _ in found.most_common(most)]
