@@ -223,6 +223,24 @@ def test_scores_are_those_of_every_two_read_together():
         torch.testing.assert_close(scores[j, 2], yes - no)
 
 
+def test_a_still_of_equal_frames_is_its_picture():
+    method, batch = made(prompter=None)
+    torch.manual_seed(0)
+    films = rows().with_features(image_tokens=Tokens(
+        rows()["image_tokens"].values.repeat(1, 3, 1), torch.ones(5, 48) > 0))
+    film = Alpro(replace(SMALL, prompter=None, frames=3), films).double().eval()
+    own = {name.replace("image_encoder", "image_encoder.space"): x
+           for name, x in method.state_dict().items()}
+    film.load_state_dict({**film.state_dict(), **own})
+    tokens = batch["image_tokens"]
+    found = film.look(Tokens(tokens.values.repeat(1, 3, 1), torch.ones(5, 48) > 0))
+    torch.testing.assert_close(found.values, method.look(tokens).values)
+    seed_all(1)
+    assert film(film.collate(films, torch.Generator().manual_seed(0)) | {
+        "image_tokens": Tokens(films["image_tokens"].values.double(),
+                               films["image_tokens"].mask)})["vtm_loss"] > 0
+
+
 # The claims on composed pictures ------------------------------------------------------
 @pytest.fixture(scope="module")
 def tiny() -> Pairs:

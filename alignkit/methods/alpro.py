@@ -25,10 +25,10 @@ Exact property: the gradient of pem_loss by the logits is (p − q) / kept, and 
 the entropy of q; q does not know what is outside the crop, a crop of all is the prompter's
 zero-shot answer, and entities in another order change no decision to keep. With one pair
 vtc_loss is 0.
-Deviations (official files at commit 4ff6163): pictures stand for videos, as its CC3M half does
-(a still repeated four times); no TimeSformer, whose space-time attention is that of a picture
-where all frames are equal. Encoders begin as the shipped picture and text tower of two
-seeds (ViT and BERT), patches as its frozen stem gives them; [SEP] is compared, which these
+Deviations (official files at commit 4ff6163): claims take pictures for videos, as its CC3M half
+does (a still repeated four times); with `frames` above 1 layers look over time and space in
+turns, as the TimeSformer (vit.py:142-213, without its dropped paths), and crops are of the given
+pixels. Encoders begin as the shipped picture and text tower of two seeds (ViT and BERT), patches as its frozen stem gives them; [SEP] is compared, which these
 read, not [CLS] (alpro_models.py:205); pre-norm layers; width 64, layers 2, 2 and 1 (12, 6 and 6
 of width 768). The temperature is learned as its logarithm and kept above 0.01 (itself, from
 .001 to .5, :81). Rows of equal captions are right answers and no wrong pairs (pairs alone, :123).
@@ -60,13 +60,14 @@ from alignkit.parts.crops import boxes_at, cropped, inside
 from alignkit.parts.fusion import hard_negatives
 from alignkit.parts.fusion_tasks import cross_entropy
 from alignkit.parts.losses import logits_of
+from alignkit.parts.space_time import SpaceTimeEncoder
 from alignkit.parts.text import WordPieces, mask_words
 
 
 @dataclass(frozen=True)
 class AlproSettings:
     """Word pieces; width, heads and layers of the encoders of pictures, of words and of both;
-    width of the shared space; longest text in pieces; temperature at the start; share of
+    width of the shared space; frames of a video (1: pictures); longest text in pieces; temperature at the start; share of
     words that are masked. vtc: are both sides aligned? hard: are negatives of the matching
     drawn by similarity (else evenly)? Of entity prompts (none without a prompter): prompter
     makes frozen towers with `image`, `text`, `tokens` and `temperature` as `TwoTowers` has;
@@ -82,6 +83,7 @@ class AlproSettings:
     text_layers: int = 2
     fusion_layers: int = 1
     shared: int = 128
+    frames: int = 1
     longest: int = 16
     temperature: float = 0.07
     share: float = 0.15
@@ -124,8 +126,8 @@ def entity_loss(logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
 
 
 class Alpro(Method):
-    """Columns: `text`; `image_tokens`, patches row by row (or frozen features of them);
-    with a prompter `image_pixels` too, bytes or from 0 to 1."""
+    """Columns: `text`; `image_tokens`, patches row by row (or frozen features of them), of
+    a video frame by frame; with a prompter `image_pixels` too, bytes or from 0 to 1."""
 
     settings: AlproSettings
     traits = frozenset({"ordered"})  # negatives are drawn row by row
@@ -136,8 +138,10 @@ class Alpro(Method):
         self.pieces = WordPieces(s.vocabulary)
         self.image_in = nn.Linear(patches.shape[2], w)
         self.class_token = nn.Parameter(torch.randn(w) * 0.02)
-        self.image_places = nn.Parameter(torch.randn(patches.shape[1] + 1, w) * 0.02)
-        self.image_encoder = TransformerEncoder(w, s.image_layers, s.heads)
+        self.image_places = nn.Parameter(torch.randn(patches.shape[1] // s.frames + 1, w) * 0.02)
+        self.image_encoder = (
+            TransformerEncoder(w, s.image_layers, s.heads) if s.frames == 1 else
+            SpaceTimeEncoder(w, s.frames, s.image_layers, s.heads))
         self.words = TokenEmbedding(len(s.vocabulary), w, s.longest)
         self.text_encoder = TransformerEncoder(w, s.text_layers, s.heads)
         self.fusion = TransformerEncoder(w, s.fusion_layers, s.heads)
@@ -195,8 +199,13 @@ class Alpro(Method):
 
     def look(self, patches: Tokens) -> Tokens:
         """A class token and the patches after their own layers [n, 1 + k, width]."""
-        x = self.image_in(patches.values)
-        x = torch.cat([self.class_token.expand(len(x), 1, -1), x], 1) + self.image_places
+        x, frames = self.image_in(patches.values), self.settings.frames
+        first, places = self.class_token + self.image_places[0], self.image_places[1:]
+        first = first.expand(len(x), -1)
+        if frames > 1:
+            seen = self.image_encoder(first, x.unflatten(1, (frames, -1)) + places)
+            return Tokens(seen, torch.ones(seen.shape[:2], dtype=torch.bool, device=x.device))
+        x = torch.cat([first[:, None], x + places], 1)
         return self.image_encoder(Tokens(x, F.pad(patches.mask, (1, 0), value=True)))
 
     def encode(self, batch: dict) -> dict[str, dict[str, Tensor]]:
