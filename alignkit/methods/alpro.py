@@ -28,9 +28,9 @@ vtc_loss is 0.
 Deviations (official files at commit 4ff6163): claims take pictures for videos, as its CC3M half
 does (a still repeated four times); with `frames` above 1 layers look over time and space in
 turns, as the TimeSformer (vit.py:142-213, without its dropped paths), and crops are of the given
-pixels. Encoders begin as the shipped picture and text tower of two seeds (ViT and BERT), patches as its frozen stem gives them; [SEP] is compared, which these
-read, not [CLS] (alpro_models.py:205); pre-norm layers; width 64, layers 2, 2 and 1 (12, 6 and 6
-of width 768). The temperature is learned as its logarithm and kept above 0.01 (itself, from
+pixels. Encoders begin as the shipped picture and text tower of two seeds (ViT and BERT), patches
+as its frozen stem gives them; [SEP] is compared, which these read, not [CLS]
+(alpro_models.py:205); pre-norm layers; width 64, layers 2, 2 and 1 (12, 6 and 6 of width 768). The temperature is learned as its logarithm and kept above 0.01 (itself, from
 .001 to .5, :81). Rows of equal captions are right answers and no wrong pairs (pairs alone, :123).
 A sure label has max q ≥ threshold, as in the paper; the code compares the number of the entity
 (:527), so that it drops crops of entity 0 alone (`kept(…, official=True)`). Where no label is
@@ -67,8 +67,8 @@ from alignkit.parts.text import WordPieces, mask_words
 @dataclass(frozen=True)
 class AlproSettings:
     """Word pieces; width, heads and layers of the encoders of pictures, of words and of both;
-    width of the shared space; frames of a video (1: pictures); longest text in pieces; temperature at the start; share of
-    words that are masked. vtc: are both sides aligned? hard: are negatives of the matching
+    width of the shared space; frames of a video (1: pictures); longest text in pieces;
+    temperature at the start; share of words that are masked. vtc: are both sides aligned? hard: are negatives of the matching
     drawn by similarity (else evenly)? Of entity prompts (none without a prompter): prompter
     makes frozen towers with `image`, `text`, `tokens` and `temperature` as `TwoTowers` has;
     entities, and the templates that name one; threshold, below which a crop's label is
