@@ -77,7 +77,7 @@ class Scale:
 
 
 WIDE = AlproSettings(vocabulary=(), width=768, heads=12, text_layers=6, fusion_layers=6,
-                     shared=256, longest=30)
+                     shared=256, longest=30, prompter_size=224)
 VIT = Scale(image="timm:vit_base_patch16_224.augreg_in21k", asked=(200, 1000))
 SCALES = {
     # Few rows and steps: the code path in seconds, no claim is read off it.

@@ -26,21 +26,22 @@ the entropy of q; q does not know what is outside the crop, a crop of all is the
 zero-shot answer, and entities in another order change no decision to keep. With one pair
 vtc_loss is 0.
 Deviations (official files at commit 4ff6163): claims take pictures for videos, as its CC3M half
-does (a still repeated four times); with `frames` above 1 layers look over time and space in
-turns, as the TimeSformer (vit.py:142-213, without its dropped paths), and crops are of the given
-pixels. Encoders begin as the shipped picture and text tower of two seeds (ViT and BERT), patches
-as its frozen stem gives them; [SEP] is compared, which these read, not [CLS]
-(alpro_models.py:205); pre-norm layers; width 64, layers 2, 2 and 1 (12, 6 and 6 of width 768). The temperature is learned as its logarithm and kept above 0.01 (itself, from
-.001 to .5, :81). Rows of equal captions are right answers and no wrong pairs (pairs alone, :123).
-A sure label has max q ≥ threshold, as in the paper; the code compares the number of the entity
-(:527), so that it drops crops of entity 0 alone (`kept(…, official=True)`). Where no label is
-sure the loss is 0 (0 / 0 there, :230). Crops are made as large as a picture (they stay in
-place among zeros, dataset_pretrain_sparse.py:301-303; `in_place`); a picture has 4 × 4 patches
-(14 × 14), of which crops have two or more a side here. The prompter is the shipped towers, or CLIP
-(trained first by vtc_loss on the same pairs). Scores are differences of logits (probabilities
-rounded to four decimals, run_video_retrieval.py:690). In several processes wrong pairs
-are of the own batch, as there, where the place of the right pair is told by the rank on its
-machine (:121), right on one machine alone; contrastive rows are not gathered.
+does (a still repeated four times); with `frames` above 1 layers look over time and space in turns,
+as the TimeSformer (vit.py:142-213, without its dropped paths), and crops are of the given pixels.
+Encoders begin as the shipped picture and text tower of two seeds (ViT and BERT), patches as its
+frozen stem gives them; [SEP] is compared, which these read, not [CLS] (alpro_models.py:205);
+pre-norm layers; width 64, layers 2, 2 and 1 (12, 6 and 6 of width 768). The temperature is learned
+as its logarithm and kept above 0.01 (itself, from .001 to .5, :81). Rows of equal captions are
+right answers and no wrong pairs (pairs alone, :123). A sure label has max q ≥ threshold, as in the
+paper; the code compares the number of the entity (:527), so that it drops crops of entity 0 alone
+(`kept(…, official=True)`). Where no label is sure the loss is 0 (0 / 0 there, :230). Crops are made
+as large as a picture (they stay in place among zeros, dataset_pretrain_sparse.py:301-303;
+`in_place`); a picture has 4 × 4 patches (14 × 14), of which crops have two or more a side here. The
+prompter is the shipped towers, or CLIP (trained first by vtc_loss on the same pairs). Scores are
+differences of logits (probabilities rounded to four decimals, run_video_retrieval.py:690). In
+several processes wrong pairs are of the own batch, as there, where the place of the right pair is
+told by the rank on its machine (:121), right on one machine alone; contrastive rows are not
+gathered.
 Reconstructed: without vtc_loss the code would draw wrong pairs by a similarity that nothing
 trains; the arm without it draws them evenly here. Soft labels, pem_loss and its gradients,
 vtm_loss for given wrong pairs, and crops in place are the official code's on the same tensors.
@@ -68,13 +69,13 @@ from alignkit.parts.text import WordPieces, mask_words
 class AlproSettings:
     """Word pieces; width, heads and layers of the encoders of pictures, of words and of both;
     width of the shared space; frames of a video (1: pictures); longest text in pieces;
-    temperature at the start; share of words that are masked. vtc: are both sides aligned? hard: are negatives of the matching
-    drawn by similarity (else evenly)? Of entity prompts (none without a prompter): prompter
-    makes frozen towers with `image`, `text`, `tokens` and `temperature` as `TwoTowers` has;
-    entities, and the templates that name one; threshold, below which a crop's label is
-    dropped; in_place: crops stay where they are among zeros (else they are made larger);
-    area and aspect of crops: part of the picture, height by width; prompter_size: side of the
-    pictures that the prompter wants (None: as they come)."""
+    temperature at the start; share of words that are masked. vtc: are both sides aligned? hard:
+    are negatives of the matching drawn by similarity (else evenly)? Of entity prompts (none
+    without a prompter): prompter makes frozen towers with `image`, `text`, `tokens` and
+    `temperature` as `TwoTowers` has; entities, and the templates that name one; threshold,
+    below which a crop's label is dropped; in_place: crops stay where they are among zeros (else
+    they are made larger); area and aspect of crops: part of the picture, height by width;
+    prompter_size: side of the pictures that the prompter wants (None: as they come)."""
 
     vocabulary: tuple[str, ...] = field(repr=False)
     width: int = 64
