@@ -158,7 +158,7 @@ def found(method: Method, rows: Pairs) -> dict[str, float]:
     return {name: (both[0][name] + both[1][name]) / 2 for name in ("hit@1", "mrr")}
 
 
-def hits(arm: Trained) -> float:
+def on_tests(arm: Trained) -> float:
     """hit@1 of the test rows that ask."""
     return found(arm.method, arm.splits.test)["hit@1"]
 
@@ -264,13 +264,13 @@ def claims(pairs: Pairs, scale: str = "small") -> list[Claim]:
     """The claims on `pairs` (from `data`)."""
     s, own = SCALES[scale], "corners" not in pairs.tables
     arms = _arms(pairs, s)
-    room = Condition("the baseline's hit@1: room above, and well above chance", hits, 0.04, 0.5)
+    room = Condition("the baseline's hit@1: room above, and well above chance", on_tests, 0.04, 0.5)
     apart = Condition("hit@1 of both towers as they start", unaligned, 0.0, 0.03)
 
     def claim(name: str, sentence: str, baseline: str, method: str, **rest) -> Claim:
         return Claim(**dict(
             name=name, sentence=sentence, baseline=baseline, method=method, differs="method",
-            arms={n: arms[n] for n in (baseline, method)}, figure="hit@1", measure=by_arm(hits),
+            arms={n: arms[n] for n in (baseline, method)}, figure="hit@1", measure=by_arm(on_tests),
             validate=lambda trained, parts: found(trained, parts.val), choose_by="mrr",
             budget=s.budget, margin=0.05, margin_why="five in a hundred; the paper gains 4.3",
             null=Null(DEALT, dealt_anew, 0.0, 0.02), condition=room if own else (room, apart),

@@ -260,7 +260,8 @@ class Alpro(Method):
     def negatives(self, z: Tensor, w: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
         """For each caption [n] another picture, for each picture another caption."""
         alike = logits_of(z, w, self.temperature())
-        scores = alike if self.settings.hard else torch.zeros_like(alike)
+        # What is not finite is left to the trainer, which says whose rows it comes from.
+        scores = alike.nan_to_num() if self.settings.hard else torch.zeros_like(alike)
         drawn = torch.default_generator  # seeded by the trainer at every step
         return hard_negatives(scores.T, positives, drawn), hard_negatives(scores, positives, drawn)
 
