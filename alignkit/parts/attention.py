@@ -118,16 +118,19 @@ class TransformerDecoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.causal = causal
 
-    def forward(self, tokens: Tokens, memory: Tokens) -> Tokens:
-        """tokens [n, t, width], memory [n, u, width] -> [n, t, width], 0 at padding."""
+    def forward(self, tokens: Tokens, memory: Tokens, bias: Tensor | None = None) -> Tokens:
+        """tokens [n, t, width], memory [n, u, width] -> [n, t, width], 0 at padding; bias
+        [t, u]: added to the scores, already divided, of each place with the memory's."""
         (x, mask), (seen, to_see) = clean(tokens, "tokens"), clean(memory, "memory")
-        t, hidden = x.shape[1], None
+        t, hidden, unseen = x.shape[1], None, ~to_see
+        if bias is not None:  # torch wants both masks of one kind
+            unseen = bias.new_zeros(unseen.shape).masked_fill(unseen, -torch.inf)
         if self.causal:
             if not mask[:, 0].all():
                 raise ValueError("tokens of a causal decoder must begin with a real "
                                  "one; pad on the right")
             hidden = torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1)
         for layer in self.layers:
-            x = layer(x, seen, tgt_mask=hidden, tgt_key_padding_mask=~mask,
-                      memory_key_padding_mask=~to_see)
+            x = layer(x, seen, hidden, bias, tgt_key_padding_mask=~mask,
+                      memory_key_padding_mask=unseen)
         return clean(Tokens(self.norm(x), mask), "tokens")
