@@ -9,10 +9,9 @@ from alignkit.claims import uar as claims_file
 from alignkit.data import Pairs, Tokens
 from alignkit.data.phantoms import phantoms
 from alignkit.data.reports import findings_of
-from alignkit.methods.uar import (
-    BASES, Uar, UarSettings, Unifier, codebook, codes_of, made_basis,
-)  # fmt: skip
+from alignkit.methods.uar import Uar, UarSettings, codebook, codes_of
 from alignkit.parts import TransformerDecoder
+from alignkit.parts.unifier import BASES, Unifier, made_basis
 from alignkit.training import Budget, fit
 
 WIDTH, ROWS, HEADS = 6, 9, 2

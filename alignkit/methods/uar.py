@@ -51,8 +51,7 @@ from alignkit.data import Pairs, Tokens
 from alignkit.parts import Method, Stage, TransformerDecoder, WordPieces, triplet_loss, unit
 from alignkit.parts.decoding import beam_search
 from alignkit.parts.tokens import mean_pool
-
-BASES = ("orthonormal", "gaussian", "uniform")
+from alignkit.parts.unifier import BASES, Unifier
 
 
 @dataclass(frozen=True)
@@ -126,44 +125,6 @@ def codes_of(cells: Tokens, centres: Tensor) -> Tokens:
     return Tokens(nearest.masked_fill(~cells.mask[..., None], 0), cells.mask)
 
 
-# One block for both (CRA) -------------------------------------------------------------
-def made_basis(rows: int, width: int, kind: str) -> Tensor:
-    """B [rows, width] with ‖B‖² = width: orthonormal columns (more rows than the width
-    cannot be orthonormal), or normal or uniform numbers scaled to the same norm."""
-    drawn = torch.rand(rows, width) * 2 - 1 if kind == "uniform" else torch.randn(rows, width)
-    if kind == "orthonormal":
-        return torch.linalg.qr(drawn)[0]
-    return drawn * width**0.5 / drawn.norm()
-
-
-class Unifier(nn.Module):
-    """Each token as a mixture of a fixed basis, gated with itself; which modality it is
-    of, the block is not told."""
-
-    def __init__(self, width: int, rows: int, heads: int, kind: str = "orthonormal",
-                 gamma: float = 1.0):
-        super().__init__()
-        self.register_buffer("basis", made_basis(rows, width, kind))
-        self.gamma = nn.Parameter(torch.full((rows, width), gamma))
-        self.beta = nn.Parameter(torch.zeros(rows, width))
-        self.attention = nn.MultiheadAttention(width, heads, bias=False, batch_first=True)
-        self.enter, self.keep = (nn.ModuleList(nn.Linear(width, width, bias=False)
-                                               for _ in range(2)) for _ in range(2))
-
-    def mixed(self, x: Tensor) -> Tensor:
-        """F~ of tokens [m, width]."""
-        rows = (self.gamma * self.basis + self.beta)[None]
-        return self.attention(x[None], rows, rows, need_weights=False)[0][0]
-
-    def forward(self, tokens: Tokens) -> Tokens:
-        """Tokens [n, t, width] -> the same, each by itself."""
-        x = tokens.values.flatten(0, 1)
-        mixed = self.mixed(x)
-        enter, keep = (torch.sigmoid(a(x) + b(mixed)) for a, b in (self.enter, self.keep))
-        unified = enter * torch.tanh(x + mixed) + keep * x + mixed
-        return Tokens(unified.view_as(tokens.values), tokens.mask)
-
-
 # The method ---------------------------------------------------------------------------
 class Uar(Method):
     """Columns: `text`, and `image` of the settings: Tokens of codes [n, l] or of features
@@ -181,8 +142,11 @@ class Uar(Method):
         else:
             self.cells = nn.Linear(cells.values.shape[2], s.width)
             real = cells.values[cells.mask]
-            self.register_buffer("mean", real.mean(0))
-            self.register_buffer("scale", real.std(0).clamp_min(1e-6))
+            self.register_buffer("mean", torch.zeros(real.shape[1]))
+            self.register_buffer("scale", torch.ones(real.shape[1]))
+            if not self.mean.is_meta:  # there, shapes are all that is asked for
+                self.mean.copy_(real.mean(0))
+                self.scale.copy_(real.std(0).clamp_min(1e-6))
         self.unifier = Unifier(s.width, s.rows, s.heads, s.basis, s.gamma) if s.unify \
             else nn.Identity()
         self.places = nn.Embedding(s.longest, s.width)
@@ -198,21 +162,21 @@ class Uar(Method):
                 "text_ids": self.pieces(rows["text"], self.settings.longest)}
 
     def encode(self, batch: dict) -> dict[str, Tensor | Tokens]:
-        """`memory` and `image`, `words` and `text`: unified tokens, and unit means of the
-        real ones ([CLS] and [SEP] are no words of the mean)."""
-        found = {}
+        """`image` and `text`, unit means of the real tokens of `memory` and `words`, which are
+        the unified ones ([CLS] and [SEP] are no words of the mean)."""
+        whole, tokens = {}, {}
         if self.settings.image in batch:
-            memory = self.unifier(self.looked_up(batch[self.settings.image]))
-            found |= {"memory": memory, "image": unit(mean_pool(memory))}
+            tokens["memory"] = self.unifier(self.looked_up(batch[self.settings.image]))
+            whole["image"] = unit(mean_pool(tokens["memory"]))
         if "text_ids" in batch:
             ids, real = batch["text_ids"]
-            words = self.unifier(Tokens(self.words(ids), real))
+            tokens["words"] = self.unifier(Tokens(self.words(ids), real))
             inner = real.clone()
             inner[:, 0] = False
             inner &= inner.roll(-1, 1)  # the last real one is [SEP]
             inner[:, 1] |= ~inner.any(1)
-            found |= {"words": words, "text": unit(mean_pool(Tokens(words.values, inner)))}
-        return found
+            whole["text"] = unit(mean_pool(Tokens(tokens["words"].values, inner)))
+        return whole | tokens
 
     def looked_up(self, cells: Tokens) -> Tokens:
         """E of the picture [n, l, width]."""
