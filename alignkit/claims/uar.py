@@ -12,10 +12,11 @@ numbers each, fitted on the training rows of every seed. Each seed draws its spl
 rows to learn from, 180 to choose by, 300 to measure on.
 
 Arms, one decoder of one layer, budget and grid of rates, two stages of the same steps each:
-`base` reads features of cells and learns by the words alone, `full` reads codes, with the
-shared block, the triplet loss and, in the second stage, the mask; `silent` is `full` without the triplet loss. Figures, on test rows with a finding: F1 of the names of findings that greedily
-written reports tell of, parsed from the templates; hit@10 of pictures and reports by their
-mean unified tokens (equal reports are no partners: ties count against the method).
+`base` reads features of cells and learns by the words alone; `full` reads codes, with the
+shared block, the triplet loss and, in the second stage, the mask; `silent` is `full` without
+the triplet loss. Figures, on test rows with a finding: F1 of the names of findings that
+greedily written reports tell of, parsed from the templates; hit@10 of pictures and reports by
+their mean unified tokens (equal reports are no partners: they count against the method).
 
 Looked at before, on baselines and encoders alone, seed 1001: a linear probe of pooled features
 has a macro AUROC of .878; of the counts of 128, 256 and 512 single codes a cell .762, .740 and
@@ -23,13 +24,15 @@ has a macro AUROC of .878; of the counts of 128, 256 and 512 single codes a cell
 plan's condition: `base` with two layers, dropout .1, rate .003, 100 steps a stage: words of
 findings cost 1.58 nats with the own picture and 1.98 with another's; F1 .41, and .11 against
 another row's findings. With one layer and no dropout (cheaper, as taken) 60 steps a stage at
-.003 and .01 gave F1 .27 and .29, 100 at .006 .39 (.55 nats); 80 steps of 16 rows .27 and .26
-at .006 and .01 (.13 and .15 nats); hence 80 steps of 32. Of `full` no
-figure was read, only whether its parts are alive (40 steps a stage; and by mistake, after six
-steps at `tiny`, its cross entropy, 5.57 beside 5.63 of `base`: nothing was changed for it): with the hardest negative
-all pairs fell together (loss .42 from twice the margin on, the same for other rows' pictures),
-so all negatives count here, at a tenth of the weight; with γ = 1 the shared block gave every
-token nearly the same (spread .0001 to .015 beside 1), so γ begins at the root of the rows (.21; with 128 rows, taken are 64).
+.003 and .01 gave F1 .27 and .29 (.18 and .27 nats), 100 at .006 .39 (.55 nats); 80 steps of 16
+rows .27 and .26 at .006 and .01 (.13 and .15 nats); hence 80 steps of 32.
+
+Of `full` only whether its parts are alive (40 steps a stage): with the hardest negative all
+pairs fell together (loss .42 from twice the margin on, the same for other rows' pictures), so
+all negatives count here, at a tenth of the weight; with γ = 1 the shared block gave every token
+nearly the same (spread .0001 to .015 beside 1), so γ begins at the root of the rows (.21 with
+128 rows; taken are 64). By mistake its cross entropy after six steps at `tiny` was seen, 5.57
+beside 5.63 of `base`; nothing was changed for it.
 """
 
 from collections.abc import Callable

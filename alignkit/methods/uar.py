@@ -58,12 +58,11 @@ from alignkit.parts.unifier import BASES, Unifier
 class UarSettings:
     """codes: LSU; the column `image` names for each cell `parts` numbers below `codes` (see
     `codes_of`), whose looked-up rows are summed; 0: it holds features, as for the paper's
-    baseline. unify: CRA's shared block. margin: α of L_Global; None: no
-    such loss; hardest: only the hardest wrong answer counts; weight: of the loss. gamma: where
-    γ begins. strength: k of the mask (TIR); None: no mask. joint: the mask learns from the
-    first step, not in the second stage alone. basis: of `BASES`, with `rows` rows.
-    words: pieces of the vocabulary at most; longest: report in pieces, [CLS] and [SEP]
-    included."""
+    baseline. unify: CRA's shared block; gamma: where γ begins; basis: of `BASES`, with
+    `rows` rows. margin: α of L_Global (None: no such loss); hardest: the hardest wrong answer
+    counts alone; weight: of this loss. strength: k of the mask, TIR (None: no mask); joint: it
+    learns from the first step, not in the second stage alone. words: pieces of the vocabulary
+    at most; longest: report in pieces, [CLS] and [SEP] included."""
 
     image: str = "image_codes"
     codes: int = 64
