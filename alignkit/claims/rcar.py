@@ -25,8 +25,6 @@ wider), .10 after 300, .44 after 500: so it starts from a matcher. From one of 2
 the spread over words of λ (.14, .25, .32 and .01), of m and of the poolings' weights: at three
 times the encoders' rate all three are at work. And by mistake, when the notebook was tried at
 `tiny` (four steps): λ of nouns 10.41, of fillers 10.40.
-
-Draft: nothing is published yet. Delete this line with the first published results.
 """
 
 import random

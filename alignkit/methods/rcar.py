@@ -9,8 +9,9 @@ one temperature for all words, and averages what they found. Two small regulator
 any such attention do better: one corrects channels and temperature of each word's next look
 by how its last one agreed, the other weighs the words by how they go with what all found.
 
-Use it when: words and regions are compared in every pair anyway, the gallery is small enough
-for that, and captions have words that say nothing. Try the learned head first.
+Use it when: words and regions are compared in every pair anyway, and there are many pairs and
+steps to train on. Not on some hundred pairs: plugged there into a trained SCAN, it found no more
+than SCAN trained on as long, at twice the cost, nor clearly more than its learned head alone.
 
 Equations, q_i the asking tokens (words, here), c_j those that are asked (regions), all unit:
     a_ij = LeakyReLU(c_j · (m_i ∘ q_i)),  â_ij = a_ij / |a_·j|   (length over the asking i)
