@@ -7,9 +7,8 @@ colours are words that the towers were trained on. All else is the headline's.
 
 Nearly known: on the headline's seed 100 the notebook takes the words apart, MRR .578 as they are
 and .386 with the attack at plates alone (candidates there were proposed beside a mask before the
-noun, which here is not there); a fifth of the colours were true.
-
-Draft: nothing is published yet. Delete this line with the first published results.
+noun, which here is not there); a fifth of the colours were true. So this says that the attack
+costs without the unknown word; that most of its words are false, it does not take away.
 """
 
 from dataclasses import replace
