@@ -54,6 +54,8 @@ of modeling_m3el.py:266. Their matcher and loss were run beside these on the sam
 (no padding, no entity twice, float64), for cross='text' and 'both': every score, the loss
 and its gradient by the linear maps agree to 1e-14.
 Reconstructed: nothing of the network. Of the paper's text the abstract alone could be read.
+A registered follow-up with more than three times the mentions has no gain as the headline had,
+-.007 [-.025, +.012].
 """
 
 from collections.abc import Mapping
