@@ -9,8 +9,10 @@ contrastive loss on the two sides alone, before they meet, does that for them an
 wrong pairs besides; and what a region shows, of which no caption speaks, can be learned from
 a frozen dual encoder that names crops, instead of a detector.
 
-Use it when: your encoders of pictures and of words were trained apart and a fused model is to
-decide which belong together; a dual encoder that knows your nouns may teach it regions.
+Use it when: your encoders of pictures and of words were trained apart and a fused model is to decide
+which belong together. Align them first (.37 of pairs found against .15 without), and draw wrong
+pairs evenly while the fused layers are young: hard ones from the first step undid it (.08). Entity
+prompts taught regions nothing here; look first how many of the prompter's labels are right.
 
 Equations, v and t the unit rows of both sides, s_ij = v_i · t_j / τ, e the fused [text; picture]:
     vtc_loss = mean_i ½ [−log softmax_j(s_ij)_i − log softmax_j(s_ji)_i]
