@@ -1,8 +1,6 @@
 """UAR's claims: what shared tokens, a shared block and an explicit loss are worth to reports
 that a small decoder writes.
 
-Draft: registered, not yet run.
-
 Corpus: 1,200 generated chest pictures, nobody's, with none to four of twelve findings, and
 reports of templates, of which the sentences on what is absent are left out (they are drawn
 by chance and no picture tells them). The encoder is frozen: 49 cells of a picture, brought
