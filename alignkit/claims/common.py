@@ -1,7 +1,7 @@
 """What the claims of several papers share: a corpus, a figure, a null control."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from weakref import WeakKeyDictionary
 
@@ -164,6 +164,17 @@ def shuffled_learning(splits: Splits, seed: int) -> Splits:
     validation rows (`select_by`), these must not say what belongs together either."""
     return shuffled_training(splits, seed)._replace(
         val=shuffle_pairs(splits.val, "text", seed + 1))
+
+
+def shuffled_labels(name: str) -> Callable[[Splits, int], Splits]:
+    """A null's `transform`: training and validation rows get each other's label `name`, each
+    part for itself."""
+    def turned(rows: Pairs, seed: int) -> Pairs:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+        return replace(rows, labels={**rows.labels, name: rows.labels[name][order]})
+
+    return lambda splits, seed: splits._replace(
+        train=turned(splits.train, seed), val=turned(splits.val, seed + 1))
 
 
 # The control of papers whose results are older; their weights were chosen on true pairs.

@@ -160,6 +160,23 @@ def asked(pairs: Pairs, n: int, seed: int = 0) -> Pairs:
     return made.with_features(text=made["question"])
 
 
+def every_question(pairs: Pairs, kind: str, seed: int = 0) -> Pairs:
+    """Every question of a kind that the scenes can be asked, in the order of the scenes, as
+    `questions` has them; answers occur as often as they come. seed: of what is drawn, as the
+    absent things of `exists` are.
+
+    Raises ValueError for an unknown kind or pairs without the tables of `scenes`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is one of {', '.join(KINDS)}, got {kind!r}")
+    draw = random.Random(f"every question {seed}")
+    found = [(row, text, answer) for row, scene in enumerate(_scenes(pairs))
+             for text, answer in KINDS[kind][1](scene, draw)]
+    rows, texts, answers = zip(*found, strict=True)
+    return _rows(pairs, rows, "question", texts, {
+        "answer": (answers, ANSWERS), "kind": ([kind] * len(rows), list(KINDS))})
+
+
 def words_alone(each: Mapping[str, int]) -> float:
     """The share of right answers of who knows a question's kind and no picture: what
     questions drawn with `each` give to words alone, but for chance."""
