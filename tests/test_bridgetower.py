@@ -325,3 +325,76 @@ def test_the_whole_picture_comes_first():
     assert found.values[:, 0].tolist() == [[0, 0, 1, 1]] * 2 and found.mask[:, 0].all()
     assert torch.equal(found.values[:, 1:], boxes.values)
     assert torch.equal(found.mask[:, 1:], boxes.mask)
+
+
+# The layers over both of transformers ---------------------------------------------------
+def theirs(method: BridgeTower, width: int, heads: int):
+    """The cross layers, bridges and poolers of transformers' BridgeTower, by side, with our
+    weights in them."""
+    from transformers import BridgeTowerConfig, BridgeTowerTextConfig
+    from transformers.models.bridgetower import modeling_bridgetower as official
+
+    config = BridgeTowerConfig(hidden_size=width, layer_norm_eps=1e-12)
+    of_layers = BridgeTowerTextConfig(
+        hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width,
+        layer_norm_eps=1e-12, attn_implementation="eager",
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    made = {}
+
+    def attention(to, of, after):
+        for name, w, b in zip(("query", "key", "value"), of.in_proj_weight.chunk(3),
+                              of.in_proj_bias.chunk(3)):
+            getattr(to.self, name).weight.copy_(w), getattr(to.self, name).bias.copy_(b)
+        to.output.dense.load_state_dict(of.out_proj.state_dict())
+        to.output.LayerNorm.load_state_dict(after.state_dict())
+
+    with torch.no_grad():
+        for place, side in (("first", "text"), ("second", "image")):
+            layers = []
+            for both in method.layers:
+                ours = getattr(both, place)
+                layer = official.BridgeTowerBertCrossLayer(of_layers).double().eval()
+                attention(layer.attention, ours.self_attn, ours.norm1)
+                attention(layer.crossattention, ours.multihead_attn, ours.norm2)
+                layer.intermediate.dense.load_state_dict(ours.linear1.state_dict())
+                layer.output.dense.load_state_dict(ours.linear2.state_dict())
+                layer.output.LayerNorm.load_state_dict(ours.norm3.state_dict())
+                layers.append(layer)
+            links = [official.BridgeTowerLinkTower(config).double() for _ in method.layers]
+            for k, link in enumerate(links):
+                link.LayerNorm.load_state_dict(method.norms[f"{side}{k}"].state_dict())
+            pooler = official.BridgeTowerPooler(config).double()
+            pooler.dense.load_state_dict(method.pool[side].state_dict())
+            made[side] = layers, links, pooler
+    return made
+
+
+def test_it_is_the_bridgetower_of_transformers_in_value_and_gradient():
+    pairs = rows()
+    method = made(pairs)
+    with torch.no_grad():
+        for p in method.parameters():  # LayerNorms that are not new
+            p.add_(0.1 * torch.randn(p.shape, dtype=p.dtype))
+    batch = batch_of(method, pairs)
+    (xs, ys), found = taps_of(method, batch), theirs(method, 8, 2)
+    leaves = [t.values.detach().requires_grad_() for t in (*xs, *ys)]
+    xs, ys = ([Tokens(v, t.mask) for v, t in zip(leaves[a:], side)]
+              for a, side in ((0, xs), (3, ys)))
+    x, y = method.together(xs, ys)
+    ours = torch.cat([torch.tanh(method.pool[side](z.values[:, 0]))
+                      for side, z in (("text", x), ("image", y))], 1)
+    hide = [torch.zeros(t.mask.shape, dtype=torch.float64).masked_fill(~t.mask, -1e30)
+            [:, None, None] for t in (xs[0], ys[0])]
+    a = b = None
+    for k in range(3):
+        (layer_x, link_x), (layer_y, link_y) = (
+            (found[side][0][k], found[side][1][k]) for side in ("text", "image"))
+        a = link_x(xs[k].values, 0 if a is None else a, None)
+        b = link_y(ys[k].values, 0 if b is None else b, None)
+        a, b = layer_x(a, b, *hide)[0], layer_y(b, a, *hide[::-1])[0]
+    official = torch.cat([found["text"][2](a), found["image"][2](b)], 1)
+    torch.testing.assert_close(ours, official, rtol=1e-9, atol=1e-9)
+    weights = torch.arange(16.0, dtype=torch.float64)
+    for p, q in zip(*(torch.autograd.grad((c.sin() * weights).sum(), leaves)
+                      for c in (ours, official))):
+        torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-9)

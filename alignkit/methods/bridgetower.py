@@ -27,8 +27,27 @@ Equations, T_k and V_k the towers' upper layers, k = 1 … L, and Z those of the
 Frozen: both towers; projections, bridges, layers over both and heads are trained.
 Exact property: with bridges whose taps are 0 and whose LayerNorms are new the network is the
 same without bridges, for LN(LN(z)) = LN(z): what a bridge adds is all in its tap.
-Deviations: HERE
-Reconstructed: HERE
+Deviations (official files in src/modules at commit 90f4bac): the towers are frozen and their
+layers made once (there all is trained, layers over both at five times the towers' rate and heads
+at up to fifty times, meter_utils.py; here one rate); two layers over both of width 64 (six of
+768); a convolutional tower's plates with the whole picture before them (the patches and class
+token of CLIP's ViT); its layers differ in width, so taps of each width have a projection of their
+own, where all share one (bt_module.py:274-275; here too where widths are equal, as the words');
+each number of a tap is standardised by the training tokens, which stands for the last LayerNorm of
+CLIP that all tapped layers go through (bt_module.py:499), and is done to the words as well;
+LayerNorms' epsilon 1e-12 (torch's 1e-5 in bridges, heads.py:10, RoBERTa's in the layers); weights
+are drawn as wide for this width as 0.02 is for 768; the answers' bias begins where one answer of
+all is right (at 0), without which 200 steps teach nothing but that; one answer is right (soft
+scores of ten people, objectives.py:503-507); no dropout (.1). METER here has the first LayerNorm
+too. Of 'match' half of the rows exactly get a picture of the batch (of the data set,
+objectives.py:52-70); of 'words' the caller masks, before the tower reads (see the columns), and
+the head is a table of its own, as there. The contrast's scale is learned as a logarithm and at
+most 100 (its inverse within .001 and .5, objectives.py:150); strangers that cannot be drawn are an
+error (1e-5 is added to all weights then, objectives.py:216-218, and a right one may be drawn).
+Of a gallery the `top` of each query are read together (k_test = 128 in config.py).
+Reconstructed: nothing of the layers over both, bridges and poolers: they agree with transformers'
+BridgeTower in value and gradient (1e-9, tests/test_bridgetower.py). The standardising, the bias
+and the sizes are ours.
 """
 
 import math
