@@ -309,8 +309,7 @@ def test_every_claim_on_scenes_can_be_measured():
 
 
 def test_arms_differ_in_what_enters_alone():
-    found = claims_file.claims(drawn_scenes(), "tiny")
-    arms = {name: arm for claim in found for name, arm in claim.arms.items()}
+    arms = claims_file.wired(drawn_scenes(), claims_file.SCALES["tiny"])
     splits = arms["last"].data(claims_file.FIRST)
     taps = {name: arm.build(splits).settings.image_taps for name, arm in arms.items()}
     one, two = (f"image_tap{k}" for k in range(2))
