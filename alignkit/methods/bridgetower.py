@@ -148,8 +148,8 @@ class BridgeTower(Method):
         return batch
 
     def encode(self, batch: dict) -> dict[str, dict]:
-        """By modality the projected taps, "text0" that of the first layer, and "first", the unit
-        row of the contrast; text and picture have not met."""
+        """By modality the projected taps [n, t, width], "text0" that of the first layer, their
+        "mask", and "first", the unit row of the contrast; text and picture have not met."""
         return {name: self._side(name, [c and batch[c] for c in taps])
                 for name, taps in self.taps.items()
                 if all(c in batch for c in taps if c)}
@@ -157,22 +157,22 @@ class BridgeTower(Method):
     def _side(self, name: str, taps: Taps) -> dict:
         raw = {k: self._standard(c, tap) for k, (c, tap) in
                enumerate(zip(self.taps[name], taps, strict=True)) if c}
-        found = {f"{name}{k}": self._enter(name, tap) for k, tap in raw.items()}
+        found = {f"{name}{k}": self._enter(name, tap.values) for k, tap in raw.items()}
         if self.settings.mixed:
             share = self.share[name].softmax(0)
-            mean = sum(w * tap.values for w, tap in zip(share, found.values(), strict=True))
-            found = {f"{name}0": Tokens(mean, found[f"{name}0"].mask)}
-        last = raw[max(raw)].values[:, 0]
-        return {**found, "first": unit(self.contrast_head[name](last))}
+            found = {f"{name}0": sum(w * x for w, x in zip(share, found.values(), strict=True))}
+        last = raw[max(raw)]
+        return {**found, "mask": last.mask,
+                "first": unit(self.contrast_head[name](last.values[:, 0]))}
 
     def _standard(self, column: str, tap: Tokens) -> Tokens:
         """Each number of a tap with mean 0 and deviation 1 over the training tokens."""
         mean, scale = (getattr(self, f"{what}_{column}") for what in ("mean", "scale"))
         return Tokens((tap.values - mean) / scale, tap.mask)
 
-    def _enter(self, name: str, tap: Tokens) -> Tokens:
+    def _enter(self, name: str, tap: Tensor) -> Tensor:
         kind = self.kind.weight[[*self.taps].index(name)]
-        return Tokens(self.project[f"{name}{tap.values.shape[2]}"](tap.values) + kind, tap.mask)
+        return self.project[f"{name}{tap.shape[2]}"](tap) + kind
 
     def bridge(self, name: str, k: int, tap: Tokens | None, before: Tokens | None) -> Tokens:
         """What layer k over both reads of a side: LN(tap + what the layer before gave)."""
@@ -190,10 +190,14 @@ class BridgeTower(Method):
 
     def fused(self, text: dict, image: dict) -> tuple[Tensor, Tokens]:
         """Rows of words and pictures read together: c [n, 2 · width], and the words."""
-        x, y = self.together(*([side.get(f"{name}{k}") for k in range(len(self.layers))]
-                               for name, side in (("text", text), ("image", image))))
+        x, y = self.together(self.entering("text", text), self.entering("image", image))
         first = {"text": x.values[:, 0], "image": y.values[:, 0]}
         return torch.cat([torch.tanh(self.pool[name](h)) for name, h in first.items()], 1), x
+
+    def entering(self, name: str, side: dict) -> Taps:
+        """What `encode` gives of a side, layer by layer."""
+        return [Tokens(side[key], side["mask"]) if (key := f"{name}{k}") in side else None
+                for k in range(len(self.layers))]
 
     def losses(self, outputs: dict, batch: dict, progress: float) -> dict[str, Tensor]:
         text, image = outputs["text"], outputs["image"]
@@ -253,5 +257,4 @@ class BridgeTower(Method):
 
 
 def _rows(side: dict, at: Tensor) -> dict:
-    return {k: Tokens(*(x[at] for x in v)) if isinstance(v, Tokens) else v[at]
-            for k, v in side.items()}
+    return {name: x[at] for name, x in side.items()}
