@@ -9,7 +9,10 @@ and picture together. The layers below know other things. Bridges let the layers
 them from the bottom up, cost almost no parameters, and the fused model answers more questions
 and finds more pictures.
 
-Use it when: HERE
+Use it when: layers of your towers know different things, and you cannot tell beforehand which of
+them your questions need. Try the one layer below the last by itself first: here (frozen towers,
+200 steps, .16 to .20 of answers right) bridges were .020 ahead of the last layer and .015 behind
+that lower layer alone, neither beyond the margin of .05.
 
 Equations, T_k and V_k the towers' upper layers, k = 1 … L, and Z those of the layers over both:
     T'_k = W_T T_k + b + type_text,  V'_k = W_V V_k + b + type_image
