@@ -91,6 +91,17 @@ def test_every_paired_seed_has_a_shipped_model_of_its_own():
             common.model_of(seed, models, first=100)
 
 
+def test_a_null_gives_rows_the_answers_of_others():
+    parts = Splits(*(Pairs.make({"text": ["a"] * n}, labels={
+        "answer": torch.arange(n), "kind": torch.arange(n)}) for n in (20, 9, 7)))
+    found = common.shuffled_labels("answer")(parts, 3)
+    assert found.test is parts.test
+    for part, mixed in zip(parts[:2], found[:2]):
+        assert sorted(mixed.labels["answer"].tolist()) == part.labels["answer"].tolist()
+        assert not torch.equal(mixed.labels["answer"], part.labels["answer"])
+        assert torch.equal(mixed.labels["kind"], part.labels["kind"])
+
+
 def test_labels_that_lack_are_asked_for():
     common.need_labels(SimpleNamespace(labels={"class": 0}), ["class"], "give a class")
     with pytest.raises(ValueError, match=r"no labels \['class'\]: give a class, with label"):

@@ -9,8 +9,8 @@ import torch
 
 from alignkit.data import Pairs
 from alignkit.data.questions import (
-    ANSWERS, HIDDEN, KINDS, TRUTHS, Seen, Statement, questions, seen_in, statements, truth,
-    words, words_alone,
+    ANSWERS, HIDDEN, KINDS, TRUTHS, Seen, Statement, every_question, questions, seen_in,
+    statements, truth, words, words_alone,
 )  # fmt: skip
 from alignkit.data.scenes import COLOURS, NOUNS, SHAPES, captions_of, scenes
 
@@ -73,6 +73,24 @@ def test_answers_are_balanced_and_scenes_stay_together(pairs):
     held = [set(part.item.tolist()) for part in parts]
     assert not held[0] & held[1] and not held[0] & held[2]
     assert asked.provenance.kind == "generated" and pairs.provenance.kind == "composed"
+
+
+@pytest.mark.parametrize("kind", ["noun", "colour", "exists"])
+def test_every_question_is_asked_once_and_rightly(pairs, kind):
+    asked = every_question(pairs, kind, seed=2)
+    for row, question in enumerate(asked["question"]):
+        answer = asked.label_names["answer"][int(asked.labels["answer"][row])]
+        assert read(question, drawn(asked, row)) == {answer}, (question, answer)
+    pairs_asked = [*zip(asked.item.tolist(), asked["question"])]
+    if kind != "exists":  # where two absent things may be the same
+        assert len(set(pairs_asked)) == len(pairs_asked)
+    things = [drawn(pairs, row) for row in range(len(pairs))]
+    looks = [[(t["colour"], t["shape"]) for t in scene] for scene in things]
+    number = {"colour": sum(map(len, things)), "exists": 2 * sum(map(len, things)),
+              "noun": sum(look.count(x) == 1 for look in looks for x in look)}
+    assert len(asked) == number[kind]
+    with pytest.raises(ValueError, match="kind is one of"):
+        every_question(pairs, "smell")
 
 
 def test_what_words_alone_can_know():
