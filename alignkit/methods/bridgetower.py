@@ -135,8 +135,10 @@ class BridgeTower(Method):
                 name: nn.Parameter(torch.zeros(len(w))) for name, w in widths.items()})
         for column in self._columns():
             real = pairs[column].values[pairs[column].mask]
-            self.register_buffer(f"mean_{column}", real.mean(0))
-            self.register_buffer(f"scale_{column}", real.std(0).clamp_min(1e-6))
+            known = {"mean": real.mean(0), "scale": real.std(0).clamp_min(1e-6)}
+            for what, values in known.items():
+                self.register_buffer(f"{what}_{column}", torch.zeros(len(values)))
+                getattr(self, f"{what}_{column}").copy_(values)
 
     def _columns(self) -> list[str]:
         return sorted({c for taps in self.taps.values() for c in taps if c})
