@@ -2,6 +2,7 @@
 place of a fused sequence, and what a table of gains says of alignment."""
 
 import torch
+from torch.nn.functional import pad
 
 from .exercises import Exercise, Mistake, random_rows, random_size, unit
 
@@ -12,6 +13,16 @@ def _labels(crops, told, tau, least):
     labels [n, M], rows of zeros where a label is dropped."""
     q = (crops @ told.mean(dim=0).T / tau).softmax(dim=1)
     return q * (q.max(dim=1).values >= least)[:, None]
+
+
+def _less(crops, told, tau, least):
+    q = _labels(crops, told, tau, 0)
+    return q * (q.max(dim=1).values > least)[:, None]
+
+
+def _logits_compared(crops, told, tau, least):
+    logits = crops @ told.mean(dim=0).T / tau
+    return logits.softmax(dim=1) * (logits.max(dim=1).values >= least)[:, None]
 
 
 def _unit_again(crops, told, tau, least):
@@ -40,13 +51,15 @@ def _mean_of_answers(crops, told, tau, least):
 
 
 def _seen(g):
-    """Crops near an entity, or near none, so that some are dropped and some are not."""
+    """Crops near an entity, or near none, so that some are dropped and some are not. The last
+    lies off all entities, so that its label is 1 / 4 each: in half of the cases the threshold."""
     n, m, d = random_size(g, 9, 13), 4, 6
-    middle = random_rows(g, m, d)
-    told = unit(middle + 0.8 * torch.randn(3, m, d, generator=g))
+    middle = pad(random_rows(g, m, d - 1), (0, 1))
+    told = unit(middle + pad(0.8 * torch.randn(3, m, d - 1, generator=g), (0, 1)))
     near = torch.rand(n, 1, generator=g)
     crops = unit(near * middle[torch.arange(n) % m] + (1 - near) * random_rows(g, n, d))
-    return crops, told, 0.3, 0.5
+    crops[-1] = torch.eye(d)[-1]
+    return crops, told, 0.3, 0.25 * random_size(g, 1, 3)
 
 
 labelled = Exercise(
@@ -69,6 +82,19 @@ labelled = Exercise(
         "entries dropped": Mistake(
             _parts_dropped,
             "drop single entries. A label is kept whole or dropped whole, by its largest.",
+        ),
+        "none dropped": Mistake(
+            lambda crops, told, tau, least: _labels(crops, told, tau, 0),
+            "keep every label. One whose largest entry is below the threshold is a row of zeros.",
+        ),
+        "equal dropped": Mistake(
+            _less,
+            "drop a label whose largest entry equals the threshold. It is kept.",
+        ),
+        "logits compared": Mistake(
+            _logits_compared,
+            "compare products divided by tau with the threshold. Compare probabilities, after "
+            "the softmax.",
         ),
         "over crops": Mistake(
             _over_crops,
@@ -97,6 +123,10 @@ def _regions(fused, inside, t):
 def _begin(fused, inside, at):
     """As if the patches began at this place."""
     return _regions(fused[:, at:at + inside.shape[1]], inside, -1)
+
+
+def _as_given(fused, inside, t):
+    return (fused[:, t:t + inside.shape[1]] * inside[:, :, None]).mean(dim=1)
 
 
 def _all_patches(fused, inside, t):
@@ -133,6 +163,15 @@ regions = Exercise(
             _all_patches,
             "divide by the number of all patches. Divide by that of the crop.",
         ),
+        "as given": Mistake(
+            _as_given,
+            "have mended nothing yet. Ask at which place the first patch stands, and how many "
+            "patches the mean is of.",
+        ),
+        "not divided": Mistake(
+            lambda fused, inside, t: (fused[:, t + 1:] * inside[:, :, None]).sum(dim=1),
+            "return the sum. Divide by the number of patches of the crop.",
+        ),
         "outside": Mistake(
             _outside,
             "take what is outside the crop.",
@@ -156,13 +195,14 @@ def _tables(g):
     low = 0.3 * torch.rand(n, 2, generator=g) - 0.1
     wide = 0.1 * torch.rand(n, 2, generator=g) + 0.02
     start = torch.where(torch.rand(n, generator=g) < 0.3, 0.2, 0.01)
+    start[0] = 0.015  # above chance, and not above twice
     total = torch.stack([low[:, 0], low[:, 0] + wide[:, 0]], 1)
     alone = torch.stack([low[:, 1], low[:, 1] + wide[:, 1]], 1)
     known = torch.tensor([  # total, alone, start
         [0.08, 0.12, 0.07, 0.11, 0.01], [0.08, 0.12, 0.01, 0.05, 0.01],
         [0.01, 0.12, 0.07, 0.11, 0.01], [0.08, 0.12, 0.07, 0.11, 0.30],
         [0.03, 0.07, 0.06, 0.09, 0.01], [0.08, 0.12, 0.02, 0.08, 0.01],
-        [-0.02, 0.02, -0.02, 0.02, 0.30]])
+        [-0.02, 0.02, -0.02, 0.02, 0.30], [0.08, 0.12, 0.07, 0.11, 0.015]])
     return (torch.cat([known[:, :2], total]), torch.cat([known[:, 2:4], alone]),
             torch.cat([known[:, 4], start]), 0.01, 0.05)
 
@@ -189,6 +229,17 @@ said = Exercise(
                                                               margin),
             "leave out the start. Towers that know each other have nothing to be aligned: "
             "the condition is absent, so it is -1.",
+        ),
+        "the upper end": Mistake(
+            lambda total, alone, start, chance, margin: _says(
+                total.flip(1), alone.flip(1), start, chance, margin),
+            "ask for the upper end alone. The whole interval must lie above the margin, so its "
+            "lower end must.",
+        ),
+        "once chance": Mistake(
+            lambda total, alone, start, chance, margin: _says(total, alone, start, chance / 2,
+                                                              margin),
+            "give -1 for every start above chance. The limit is twice chance.",
         ),
         "alone is enough": Mistake(
             lambda total, alone, start, chance, margin: torch.where(
