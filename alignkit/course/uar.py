@@ -19,8 +19,9 @@ def _places(total: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _each_beam(scores: torch.Tensor, logits: torch.Tensor, k: int) -> torch.Tensor:
-    words = (scores[:, None] + logits.log_softmax(dim=1)).argmax(dim=1)
-    return torch.stack([torch.arange(len(scores)), words], dim=1)[:k]
+    total, words = (scores[:, None] + logits.log_softmax(dim=1)).max(dim=1)
+    order = total.argsort(descending=True)[:k]
+    return torch.stack([order, words[order]], dim=1)
 
 
 def _first_beam(scores: torch.Tensor, logits: torch.Tensor, k: int) -> torch.Tensor:
@@ -96,6 +97,11 @@ def _weights(q, k, mask, strength, real, *, scale=True, inside=True, hide=True):
     return scores.masked_fill(~real[None], -torch.inf).softmax(1) if hide else scores.softmax(1)
 
 
+def _filled_with_zero(q, k, v, mask, strength, real):
+    scores = (q @ k.mT + strength * torch.sigmoid(mask)) / q.shape[-1] ** 0.5
+    return scores.masked_fill(~real[None], 0.0).softmax(1) @ v
+
+
 def _after(q, k, v, mask, strength, real):
     return (_weights(q, k, mask, 0.0, real) + strength * torch.sigmoid(mask)) @ v
 
@@ -155,6 +161,11 @@ masked_look = Exercise(
             "take padding off after the softmax. The weights left do not sum to 1: give it "
             "-torch.inf before.",
         ),
+        "filled with zero": Mistake(
+            _filled_with_zero,
+            "give padding a score of zero. Its exponential is one, so it still gets a weight: "
+            "give it -torch.inf.",
+        ),
         "no root": Mistake(
             lambda q, k, v, mask, strength, real:
                 _weights(q, k, mask, strength, real, scale=False) @ v,
@@ -181,13 +192,13 @@ def _templates(true: torch.Tensor) -> list[float]:
 
 
 def _above(runs: torch.Tensor, true: torch.Tensor, score=_f1, bar=None) -> torch.Tensor:
-    bar = max(_templates(true)) if bar is None else bar
+    if bar is None:  # of the same score
+        bar = max(score(row.expand_as(true), true) for row in true)
     return torch.tensor([score(found, true) > bar for found in runs])
 
 
 def _row_mean(found: torch.Tensor, true: torch.Tensor) -> float:
-    both = (found & true).sum(1) * 2 / (found.sum(1) + true.sum(1)).clamp(min=1)
-    return float(torch.where(found.any(1) | true.any(1), both, 1.0).mean())
+    return float((2 * (found & true).sum(1) / (found.sum(1) + true.sum(1)).clamp(min=1)).mean())
 
 
 def _accuracy(found: torch.Tensor, true: torch.Tensor) -> float:
@@ -200,6 +211,11 @@ def _recall(found: torch.Tensor, true: torch.Tensor) -> float:
 
 def _precision(found: torch.Tensor, true: torch.Tensor) -> float:
     return float((found & true).sum() / found.sum().clamp(min=1))
+
+
+def _ties_pass(runs: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    bar = max(_templates(true))
+    return torch.tensor([_f1(found, true) >= bar for found in runs])
 
 
 def _reports(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -259,8 +275,7 @@ more_than_a_template = Exercise(
             "and there, then divide once.",
         ),
         "at least": Mistake(
-            lambda runs, true: torch.tensor([_f1(x, true) >= max(_templates(true))
-                                             for x in runs]),
+            _ties_pass,
             "let a tie pass. The template itself has the template's score: ask for more.",
         ),
     },

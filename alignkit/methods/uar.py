@@ -11,7 +11,7 @@ a learned mask on the decoder's attention (TIR), in two stages, give better repo
 Use it when: you write texts from pictures with a decoder of your own, pairs are few and you
 also want picture and text to find each other. Not when a tokenizer for your pictures is
 missing: codes lose what it does not keep. Look first whether the shared block does anything:
-from the paper's start (γ = 1) it may give every token the same.
+with γ = 1 at the start every token may take the same from the basis.
 
 Equations, E tokens of a picture or a report, B a fixed orthonormal basis, d the width:
     E^I = W_I[argmax of the tokenizer],  E^R = W_R[words]
@@ -27,18 +27,23 @@ Exact property: a mask of one value changes no score of the softmax, so in the f
 where M rests, it does nothing at all; the block acts on each token alone, whichever modality
 it is of: tokens in another order come out in that order; BᵀB = I.
 Deviations: the tokenizer is k-means on parts of a frozen encoder's cells (several numbers a
-cell, their rows summed) for want of a discrete autoencoder. Rows of B are more than d, so its
-columns are orthonormal. The attention has heads, √d is the root of a head's width, and W_O
-follows. Softmax does not see a row's constant, so k σ(M)'s largest value is taken off. L_Mask
-is a mean: a sum over places and cells would drown the words. Equal reports are no negatives of
-each other. Also open to a user: all negatives instead of the hardest, the loss's weight, and
-where γ begins; the small scale needs all three, for without them all pairs fall together and
-the block is idle.
+cell, their rows summed and divided by the root of their number) for want of a discrete
+autoencoder. Where rows of B are more than d, its columns are orthonormal (at the small scale
+rows are as many as d, and both are). L_CE is a mean over the words of a batch, not a sum. The
+attention has heads, √d is the root of a head's width, and W_O follows. Softmax does not see a
+row's constant, so k σ(M)'s largest value is taken off. L_Mask is a mean: a sum over places and
+cells would drown the words. Equal reports are no negatives of each other. Also open to a user:
+all negatives instead of the hardest, the loss's weight, and where γ begins; the small scale
+needs all three, for without them all pairs fall together and the basis gives every token the
+same.
 Reconstructed: from the equations as the paper's text gives them; no official code was found,
 and the appendix was not. Not stated there, so ours: the pooling to one vector (mean of real
-tokens, [CLS] and [SEP] left out), α, M as one parameter for all layers that begins at 0,
-places added after the block, a decoder with the norm first, lengths of the stages, greedy
-writing.
+tokens, [CLS] and [SEP] left out), α, M as one parameter for all layers that begins at 0, where
+γ and β begin, places added after the block, a decoder with the norm first and GELU, lengths of
+the stages, greedy writing. Checked by a reader who did not write it: loops of their own from
+the equations agree in float64, for all three losses and the gradient of every parameter; the
+headline with eight other seeds (5000 to 5007) is -0.157 [-0.202, -0.113], opposite as
+published.
 """
 
 from dataclasses import dataclass
