@@ -27,8 +27,17 @@ def _own_item_wrong(scores, item, margin, k):
     return _hinge(scores, torch.arange(len(item)), margin, k)
 
 
-def _pair_wrong(scores, item, margin, k):
-    return _hinge(scores, item, margin, k) + 2 * margin
+def _no_mask(scores, item, margin, k):
+    return sum(_largest((margin + s - s.diagonal()[:, None]).clamp_min(0), k)
+               for s in (scores, scores.T))
+
+
+def _against_the_answer(scores, item, margin, k):
+    total = 0
+    for s in (scores, scores.T):
+        cost = (margin + s - s.diagonal()[None]).clamp_min(0)
+        total = total + _largest(cost.masked_fill(item[:, None] == item, -1), k)
+    return total
 
 
 def _without_hinge(scores, item, margin, k):
@@ -41,12 +50,13 @@ def _without_hinge(scores, item, margin, k):
 
 
 def _batch(generator: torch.Generator) -> tuple:
-    """Three rows of one item, so that some rows have fewer than k wrong answers."""
+    """Three rows of one item, so that some rows have fewer than k wrong answers; and k is at
+    times larger than n."""
     n = random_size(generator, 5, 8)
     item = torch.arange(n)
     item[1] = item[2] = item[0]
     scores = 0.4 * torch.randn(n, n, generator=generator) + 0.3 * torch.eye(n)
-    return scores, item, 0.2, random_size(generator, 2, 7)
+    return scores, item, 0.2, random_size(generator, 2, 9)
 
 
 hinge = Exercise(
@@ -62,9 +72,14 @@ hinge = Exercise(
             "is right: leave it out.",
         ),
         "the pair itself": Mistake(
-            _pair_wrong,
-            "count the pair itself: it costs the margin in every row and column, whatever is "
-            "learned. Leave the diagonal out.",
+            _no_mask,
+            "count the pair itself, and rows of its item: it costs the margin in every row and "
+            "column, whatever is learned. Leave the diagonal out, and the same item.",
+        ),
+        "the answer's own pair": Mistake(
+            _against_the_answer,
+            "measure row i's answers against s_jj. The one that asks is i: against s_ii, "
+            "scores.diagonal()[:, None].",
         ),
         "rows alone": Mistake(
             lambda scores, item, margin, k: _largest(_costs(scores, item, margin), k),
@@ -84,8 +99,17 @@ hinge = Exercise(
             "take the hardest alone. That is k = 1.",
         ),
         "mean of k": Mistake(
-            lambda scores, item, margin, k: _hinge(scores, item, margin, k) / k,
+            lambda scores, item, margin, k: (_hinge(scores, item, margin, k)
+                                                    / min(k, len(item))),
             "divide by k. The costs of the k hardest are summed.",
+        ),
+        "sum over rows": Mistake(
+            lambda scores, item, margin, k: _hinge(scores, item, margin, k) * len(item),
+            "sum over the rows. Of rows, and of columns, it is the mean.",
+        ),
+        "mean of both": Mistake(
+            lambda scores, item, margin, k: _hinge(scores, item, margin, k) / 2,
+            "take the mean of rows and columns. The two are added.",
         ),
     },
 )
@@ -121,6 +145,11 @@ def _lam_first(q, c, lam):
 
 def _divided(q, c, lam):
     return _weights(q, c, 1 / lam)
+
+
+def _slope_of_torch(q, c, lam):
+    a = torch.nn.functional.leaky_relu(q @ c.T)
+    return (lam[:, None] * a / a.norm(dim=0, keepdim=True)).softmax(dim=1)
 
 
 def _not_scaled(q, c, lam):
@@ -164,6 +193,10 @@ mended = Exercise(
             _divided,
             "divide by λ. It multiplies: a large λ makes a sharp look.",
         ),
+        "another slope": Mistake(
+            _slope_of_torch,
+            "leave LeakyReLU its own slope of 0.01. Here it is one tenth: leaky_relu(…, 0.1).",
+        ),
         "no length": Mistake(
             _not_scaled,
             "leave the length out. A region whose products are all large would win every word.",
@@ -187,7 +220,7 @@ def _tables(generator: torch.Generator) -> tuple:
                   + torch.tensor([-0.02, 0.02]) for _ in range(2))
     whole[:7] = torch.tensor([[0.05, 0.09], [0.05, 0.09], [0.005, 0.045], [-0.02, 0.02],
                               [0.05, 0.09], [0.04, 0.08], [0.02, 0.06]])
-    own[:7] = torch.tensor([[0.04, 0.08], [-0.01, 0.03], [0.04, 0.08], [0.05, 0.09],
+    own[:7] = torch.tensor([[0.04, 0.08], [-0.005, 0.035], [0.04, 0.08], [0.05, 0.09],
                             [0.02, 0.06], [-0.09, -0.05], [0.04, 0.08]])
     return whole, own, 0.03
 
@@ -209,6 +242,16 @@ judged = Exercise(
                                                    (whole[:, 0] > margin).float()),
             "give 2 where the method beats the one with its head, and not what was there before: "
             "then that head may have harmed. Without a gain over the old baseline it is 0.",
+        ),
+        "added up": Mistake(
+            lambda whole, own, margin: (whole[:, 0] > margin).float() + (own[:, 0] > margin),
+            "add the two answers up. The second one counts only where the first is yes: with no "
+            "gain over the old baseline it is 0.",
+        ),
+        "own above zero": Mistake(
+            lambda whole, own, margin: (whole[:, 0] > margin) * (1.0 + (own[:, 0] > 0)),
+            "compare the second interval with zero. A difference is shown above the margin, in "
+            "both.",
         ),
         "by the middle": Mistake(
             lambda whole, own, margin: (whole.mean(dim=1) > margin) * (
