@@ -55,8 +55,9 @@ def _batch(generator: torch.Generator) -> tuple:
     n = random_size(generator, 5, 8)
     item = torch.arange(n)
     item[1] = item[2] = item[0]
-    scores = 0.4 * torch.randn(n, n, generator=generator) + 0.3 * torch.eye(n)
-    return scores, item, 0.2, random_size(generator, 2, 9)
+    scores = 0.4 * torch.randn(n, n, generator=generator) + 0.1 * torch.eye(n)
+    k = random_size(generator, 2, 4)
+    return scores, item, 0.2, k if random_size(generator, 0, 2) else n + 1
 
 
 hinge = Exercise(
