@@ -126,6 +126,13 @@ def test_it_stands_beside_its_headline(tmp_path, two, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "after follows the headline, on seeds from 0. Where there is more: More is" in out
     assert "points, more minus less" in " ".join(out.split()) and "after holds" in out
+    # Whose statistic is another: the figures tell which way it subtracts, or that it does not.
+    for times, said in ((-1, "less minus more"), (0.5, "a statistic of the arms")):
+        other = replace(good, differences=[times * d for d in good.differences])
+        study.published = {"after": other}
+        study.verdicts("after")
+        assert f"points, {said}; margin" in " ".join(capsys.readouterr().out.split())
+    study.published = {r.claim: r for r in (good, bad)}
     study.verdicts("first")
     assert "after" not in capsys.readouterr().out
 

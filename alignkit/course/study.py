@@ -101,8 +101,8 @@ class Study:
         for r in results:
             if r.when:
                 _print(f"{r.claim} follows the headline, on seeds from {r.seeds[0]}. {r.when}: "
-                       f"{r.sentence} {r.figure}, {r.method} minus {r.baseline}; margin "
-                       f"{r.margin:g} ({r.margin_why})")
+                       f"{r.sentence} {r.figure}, {subtracted(r)}; margin {r.margin:g} "
+                       f"({r.margin_why})")
             if r.paper:
                 _print(f"the paper, for {r.claim}: {r.paper['baseline']:g} to "
                        f"{r.paper['method']:g} ({r.paper['source']})")
@@ -134,6 +134,16 @@ class Study:
             f"{name}, seed {seed}: {difference:+.4f}, published {known[seed]:+.4f}, and "
             f"outside [{low:+.4f}, {high:+.4f}]")
         return f"{'inside' if inside else 'OUTSIDE'} [{low:+.3f}, {high:+.3f}]"
+
+
+def subtracted(result: Result) -> str:
+    """What its differences are, read off its figures: a claim that the method is worse has a
+    statistic of its own, the baseline minus the method."""
+    for plus, minus in ((result.method, result.baseline), (result.baseline, result.method)):
+        if all({plus, minus} <= set(row) and abs(row[plus] - row[minus] - difference) <= SAME
+               for row, difference in zip(result.figures, result.differences, strict=True)):
+            return f"{plus} minus {minus}"
+    return "a statistic of the arms"
 
 
 def verdict_of(result: Result) -> str:
