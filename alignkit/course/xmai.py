@@ -225,6 +225,12 @@ judged = Exercise(
             "ask of true words that all words cost, too. False ones can lead nearer by luck; "
             "what true ones cost stands by itself.",
         ),
+        "all words first": Mistake(
+            lambda every, true, margin: torch.where(
+                every[:, 0] > margin, 1.0, 2.0 * (true[:, 0] > margin)),
+            "ask of all words before you ask of true ones. Where both are shown the answer is "
+            "2: true words come first.",
+        ),
         "swapped": Mistake(
             lambda every, true, margin: _judge(true, every, margin),
             "take the one interval for the other. The first is of all words.",
