@@ -3,8 +3,8 @@ a fused model reads both, and whether a prompter that names crops teaches what n
 
 Corpora, composed: `objects`, one thing on a plate, which the caption tells, over clutter that it
 does not (retrieval); `corners`, one such plate beside one to three things on purple plates, of
-which no caption speaks (prompts). Captions of validation and test are new: noun, colour or shape
-go together there as in no training caption. A seed has a picture tower of its own (there are
+which no caption speaks (prompts). Captions of validation and test are new to the arms; most stood
+in the towers' own training, with other pictures. A seed has a picture tower of its own (there are
 eight), the text tower of the next, drawn for other weights in another training, and as prompter
 its own pair of the other kind, with a loss between two views. Patches are the frozen stem's.
 
@@ -24,7 +24,7 @@ on objects, where crops cut through the one plate (so corners were made); on cor
 with the paper's aspects, .46 and .48 with these; in place among zeros .01. At the paper's
 threshold of 0.2 all labels are kept, so it is no claim; at 0.9 half, .61 and .82 of them right.
 Seen afterwards: two runs of the baseline differ so much that eight seeds can show .147; `aligned`
-came out below `fused` and `even` far above, so that hard wrong pairs are the presumed cause.
+came out below `fused` and `even` far above: they differ in the draw of wrong pairs alone.
 """
 
 from dataclasses import dataclass, replace
