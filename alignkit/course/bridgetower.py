@@ -46,6 +46,16 @@ def _norm_first(tap, before, W):
     return a * _norm(tap) + (1 - a) * _norm(before)
 
 
+def _before_first(tap, before, W):
+    a = (torch.cat([before, tap], 1) @ W).sigmoid()
+    return _norm(a * tap + (1 - a) * before)
+
+
+def _one_a_token(tap, before, W):
+    a = _mixed(tap, before, W).sigmoid().mean(1, keepdim=True)
+    return _norm(a * tap + (1 - a) * before)
+
+
 def _streams(g):
     t, d = random_size(g, 2, 6), random_size(g, 3, 7)
     return random_rows(g, t, d), 3 * random_rows(g, t, d), random_rows(g, 2 * d, d)
@@ -71,6 +81,11 @@ gated = Exercise(
         "norm first": Mistake(
             _norm_first, "take the LayerNorm of both sides before the sum. It stands around "
             "the sum: LN(…)."),
+        "before first": Mistake(
+            _before_first, "put `before` in front of the tap where W reads them: [tap; before]."),
+        "one a token": Mistake(
+            _one_a_token, "make one gate of a whole token. W has d columns: a number for each of "
+            "the d numbers of a token."),
     },
 )
 
@@ -103,6 +118,25 @@ def _wrong_axis(x, y):
     return torch.cat([x + (x @ y.T).softmax(0) @ y, y + (y @ x.T).softmax(0) @ x])
 
 
+def _half_mended(x, y):
+    new = _look(x, y)
+    return torch.cat([new, y + (y @ x.T).softmax(1) @ new])
+
+
+def _half_mended_keys(x, y):
+    new = _look(x, y)
+    return torch.cat([new, y + (y @ new.T).softmax(1) @ x])
+
+
+def _one_softmax(x, y):
+    shares = (x @ y.T).softmax(1)
+    return torch.cat([x + shares @ y, y + shares.T @ x])
+
+
+def _regions_first(x, y):
+    return torch.cat([_look(y, x), _look(x, y)])
+
+
 def _both_sides(g):
     d = random_size(g, 3, 6)
     return random_rows(g, random_size(g, 2, 5), d), random_rows(g, random_size(g, 5, 8), d)
@@ -125,6 +159,17 @@ mended = Exercise(
         "wrong axis": Mistake(
             _wrong_axis, "take the softmax over those who ask. The shares of one token that "
             "looks sum to 1: over the other side, dim=1."),
+        "half mended": Mistake(
+            _half_mended, "compare the regions with the words as they came in, but hand over "
+            "words that have looked already. x stands twice in that line."),
+        "half mended keys": Mistake(
+            _half_mended_keys, "hand over the words as they came in, but compare the regions "
+            "with words that have looked already. x stands twice in that line."),
+        "one softmax": Mistake(
+            _one_softmax, "turn the words' shares round for the regions. A region's own shares "
+            "sum to 1 over the words: a softmax of its own, (y @ x.T).softmax(1)."),
+        "regions first": Mistake(
+            _regions_first, "give the regions first. Words come first in the one tensor."),
     },
 )
 
@@ -155,6 +200,13 @@ def _against_last(last, copies, lower, bridges, margin):
 
 def _any_lead(last, copies, lower, bridges, margin):
     return _explained(last, copies, lower, bridges, 0.0)
+
+
+def _never_none(last, copies, lower, bridges, margin):
+    found = torch.full_like(last, 2.0)
+    found[bridges - lower <= margin] = 1
+    found[bridges - copies <= margin] = 0
+    return found
 
 
 def _lower_first(last, copies, lower, bridges, margin):
@@ -193,5 +245,8 @@ explained = Exercise(
         "lower first": Mistake(
             _lower_first, "give 1 where copies do it, too. The simpler reason is asked first: "
             "more places to enter (0), then a better layer (1)."),
+        "never none": Mistake(
+            _never_none, "explain a gain where there is none. First ask whether bridges are "
+            "ahead of the last layer by more than the margin: if not, -1."),
     },
 )
