@@ -12,12 +12,13 @@ from docutils import nodes
 from latex2mathml.converter import convert
 
 from alignkit.course.tour import NOTEBOOKS
+from alignkit.versions import __version__
 
 _project = tomllib.loads((NOTEBOOKS.parent / "pyproject.toml").read_text("utf-8"))["project"]
 
 project = html_title = "alignkit"
 author = "The alignkit authors"
-release = _project["version"]
+release = __version__
 root_doc = "index"
 exclude_patterns = ["site"]
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
