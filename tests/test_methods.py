@@ -9,7 +9,7 @@ import pkgutil
 import re
 import warnings
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 
 import pytest
@@ -311,13 +311,17 @@ def transformers():
     return CLIPVisionModelWithProjection
 
 
+@lru_cache(maxsize=1)  # the arms of a paper come one after another: its rows once
+def at_full_width(slug):
+    return paper(slug).claims(random_pairs(slug, 100, widths=(1024, 1024)), "full")
+
+
 @every_arm
 @pytest.mark.usefixtures("transformers")
 def test_it_is_built_on_the_meta_device_at_full_width(case):
     full = replace(case, arm=case.arm, scale="full")
-    pairs = random_pairs(full.slug, 100, widths=(1024, 1024))
-    claims = paper(full.slug).claims(pairs, "full")
-    kinds = {arm.split("@")[0]: a for c in claims for arm, a in c.arms.items()}
+    kinds = {arm.split("@")[0]: a for c in at_full_width(full.slug)
+             for arm, a in c.arms.items()}
     arm = kinds[case.arm.split("@")[0]]
     splits = arm.data(TUNING_SEEDS[0])
     kind, settings = kind_and_settings(arm, splits)

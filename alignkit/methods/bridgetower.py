@@ -11,11 +11,10 @@ and finds more pictures.
 
 Use it when: layers of your towers know different things, and you cannot tell beforehand which of
 them your questions need. Try the one layer below the last by itself first: here (frozen towers,
-200 steps) bridges were .020 ahead of the last layer and .015 behind that lower layer alone,
-neither beyond the margin of .05; with eight fresh seeds .021 ahead [.002, .040] and .029 behind
-[.004, .055]. That is early training: .16 to .20 of answers right, where any thing of the picture,
-named at random, would be right .29 of the time. A look at 1,000 steps (two seeds, no claim): last
-.53 and .61, bridges .60 and .59, the lower layer alone .79 and .79.
+200 steps) bridges were .020 ahead of the last layer and .015 behind that lower layer, neither
+beyond the margin of .05; fresh seeds: .021 [.002, .040], .029 behind [.004, .055]. That is early
+training: .16 to .20 of answers right, any thing of the picture named at random .29. After 1,000
+steps (two seeds, no claim): last .53 and .61, bridges .60 and .59, the lower layer .79 and .79.
 
 Equations, T_k and V_k the towers' upper layers, k = 1 … L, and Z those of the layers over both:
     T'_k = W_T T_k + b + type_text,  V'_k = W_V V_k + b + type_image
